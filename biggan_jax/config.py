@@ -1,0 +1,384 @@
+"""The configuration: every key with its default, command-line overrides, validation, resolution.
+
+A config file is a Python file with `get_config(variant: str = "")` that returns `default()` with
+values changed. `load` reads one and applies `key=value` overrides, `resolve` checks it and turns
+what is left open (`None`) into numbers, once: what comes out is frozen and is what a run records.
+"""
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+RESOLUTIONS = (16, 32, 64, 128, 256, 512)
+_DTYPES = ("float32", "bfloat16")
+_INITS = ("orthogonal", "n02", "xavier")
+_RESIZES = ("area", "bilinear", "lanczos")
+_AT_LEAST_ONE = (
+    "num_steps",
+    "batch_size",
+    "d_steps",
+    "accumulation",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "sample_every",
+    "model.num_classes",
+    "model.g_ch",
+    "model.d_ch",
+    "model.z_dim",
+    "model.shared_dim",
+    "sample.rows",
+    "sample.classes",
+    "sample.standing_passes",
+)
+_POSITIVE = ("model.bn_eps", "model.sn_eps", "optim.g_lr", "optim.d_lr", "optim.eps")
+_NOT_NEGATIVE = ("seed", "data.cache_mib", "optim.g_ortho", "ema.start")
+_BELOW_ONE = ("model.bn_momentum", "optim.beta1", "optim.beta2", "ema.decay")
+
+
+class ConfigError(ValueError):
+    """What a user gave cannot be used; the message is one sentence meant for that user."""
+
+
+def default() -> ml_collections.ConfigDict:
+    """Returns the paper's BigGAN-128 recipe (Brock et al. 2018, appendix C) on ImageNet.
+
+    Keys whose value is `None` are numbers that depend on others or on the machine; `resolve`
+    fills them in.
+    """
+    c = ml_collections.ConfigDict()
+    c.name = "biggan128"
+    c.seed = 0
+    c.num_steps = 150_000  # One step is d_steps D updates and one G update.
+    c.batch_size = 2048  # Images a D update and a G update, over all devices and micro-batches.
+    c.d_steps = 2
+    c.accumulation = 1  # Micro-batches an update. BN and spectral norm see micro-batches.
+    c.device_count = config_dict.placeholder(int)  # None: all there are. On CPU: simulated.
+    c.log_every = 100
+    c.checkpoint_every = 1000
+    c.keep_checkpoints = 5
+    c.sample_every = 1000
+
+    c.data = ml_collections.ConfigDict()
+    c.data.name = "imagenet2012"  # A TFDS name, "digits" (embedded) or "folder".
+    c.data.dir = config_dict.placeholder(str)  # TFDS data dir, or the image folder.
+    c.data.split = "train"
+    c.data.resize = "area"
+    c.data.flip = False
+    c.data.cache_mib = 1024  # Decoded data sets up to this size stay in memory.
+
+    c.model = ml_collections.ConfigDict()
+    c.model.resolution = 128
+    c.model.num_classes = 1000
+    c.model.g_ch = 96
+    c.model.d_ch = 96
+    c.model.z_dim = 120
+    c.model.shared_dim = 128
+    c.model.shared_embedding = True
+    c.model.hierarchical_z = True
+    c.model.g_attention = (64,)  # Resolutions after whose block attention stands; () for none.
+    c.model.d_attention = (64,)
+    c.model.init = "orthogonal"
+    c.model.bn_eps = 1e-4
+    c.model.bn_momentum = 0.9  # Weight of the old running value.
+    c.model.bn_group_size = config_dict.placeholder(int)  # None: the whole micro-batch.
+    c.model.sn_eps = 1e-4
+    c.model.dtype = "float32"  # Of convolutions; everything else is float32.
+    c.model.remat = False  # Recompute block activations in the backward pass.
+
+    c.optim = ml_collections.ConfigDict()
+    c.optim.g_lr = 5e-5
+    c.optim.d_lr = 2e-4
+    c.optim.beta1 = 0.0
+    c.optim.beta2 = 0.999
+    c.optim.eps = 1e-8
+    c.optim.g_ortho = 1e-4  # beta of the paper's equation 3, on G.
+
+    c.ema = ml_collections.ConfigDict()
+    c.ema.decay = 0.9999
+    c.ema.start = 20_000  # Before this step the EMA is a copy of G.
+
+    c.sample = ml_collections.ConfigDict()
+    c.sample.rows = 8  # Images a class on a sheet.
+    c.sample.classes = 10  # Classes on a training sheet, the first ones.
+    c.sample.standing_passes = 16  # Forward passes averaged into standing statistics.
+    c.sample.standing_batch = config_dict.placeholder(int)  # None: the micro-batch size.
+    return c
+
+
+def load(path: str, overrides: Iterable[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
+    """Reads a config file and applies overrides, without resolving.
+
+    Args:
+      path: `FILE.py` or `FILE.py:VARIANT`; the variant is handed to the file's `get_config`.
+      overrides: (dotted key, text) pairs, applied in order.
+
+    Raises:
+      ConfigError: if there is no such file or variant, or an override names an unknown key or has
+        a value of the wrong type.
+    """
+    file, _, variant = path.partition(":")
+    if not os.path.isfile(file):
+        folder = os.path.dirname(file) or "."
+        names = []
+        if os.path.isdir(folder):
+            names = [os.path.join(folder, n) for n in os.listdir(folder) if n.endswith(".py")]
+        raise ConfigError(f"--config: there is no file {file!r}{_nearest(file, names)}.")
+    spec = importlib.util.spec_from_file_location("biggan_config", file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config: {file!r} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"--config: {file!r} has no function get_config().")
+    takes_variant = bool(inspect.signature(module.get_config).parameters)
+    if variant and not takes_variant:
+        raise ConfigError(f"--config: {file!r} has no variants, so {variant!r} is unknown.")
+    config = module.get_config(variant) if takes_variant else module.get_config()
+    for key, text in overrides:
+        override(config, key, text)
+    return config
+
+
+def pick_variant(variant: str, known: Iterable[str]) -> str:
+    """Returns `variant` if it is one of `known` or empty; config files call it.
+
+    Raises:
+      ConfigError: if it is neither.
+    """
+    if variant and variant not in known:
+        raise ConfigError(
+            f"--config: unknown variant {variant!r}{_nearest(variant, known)}; "
+            f"known: {', '.join(known)}."
+        )
+    return variant
+
+
+def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
+    """Sets `config.key` from command-line text, keeping the key's type.
+
+    Raises:
+      ConfigError: if the key is unknown (the nearest one is named) or the text is of another type.
+    """
+    flat = flatten(config)
+    if key not in flat:
+        raise ConfigError(f"--config.{key}: unknown key{_nearest(key, flat)}.")
+    *parents, leaf = key.split(".")
+    node = config
+    for parent in parents:
+        node = node[parent]
+    wanted = node.get_type(leaf)
+    try:
+        value: Any = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if wanted is str:
+        value = text
+    elif wanted is bool and text.lower() in ("true", "false"):
+        value = text.lower() == "true"
+    elif wanted is tuple and isinstance(value, int) and not isinstance(value, bool):
+        value = (value,)
+    elif wanted is tuple and isinstance(value, list):
+        value = tuple(value)
+    elif wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if value is None and flat[key] is None:
+        return
+    if wanted is not type(None) and type(value) is not wanted:
+        raise ConfigError(f"--config.{key}: {text!r} is not {_type_name(wanted)}.")
+    node[leaf] = value
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns `{dotted key: value}` of all leaves, in the order they were set."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict | Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def to_json(config: Mapping[str, Any]) -> str:
+    """Returns the config as indented JSON with a newline at the end."""
+
+    def nested(node):
+        if isinstance(node, ml_collections.ConfigDict | Mapping):
+            return {k: nested(v) for k, v in node.items()}
+        return node
+
+    return json.dumps(nested(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> ml_collections.FrozenConfigDict:
+    """Reads what `to_json` wrote: a resolved config.
+
+    Raises:
+      ConfigError: if the text is not such a config.
+    """
+    try:
+        config = default()
+        for key, value in flatten(json.loads(text)).items():
+            override(config, key, value if isinstance(value, str) else repr(value))
+    except json.JSONDecodeError as e:
+        raise ConfigError(f"config.json is not JSON: {e}.") from None
+    return ml_collections.FrozenConfigDict(config)
+
+
+def resolve(
+    config: ml_collections.ConfigDict, available_devices: int
+) -> ml_collections.FrozenConfigDict:
+    """Checks a config and fills in what depends on the machine.
+
+    Args:
+      config: as `load` gives it; not changed.
+      available_devices: taken where `device_count` is None.
+
+    Returns:
+      A frozen config without `None` but for `data.dir` (each data set knows its own place).
+
+    Raises:
+      ConfigError: naming the key, its value and what is allowed.
+    """
+    config = ml_collections.ConfigDict(config)
+    if config.device_count is None:
+        config.device_count = available_devices
+    if "device_count" in config and config.device_count < 1:
+        raise ConfigError(f"device_count={config.device_count}: must be at least 1.")
+    _check_numbers(config)
+    _check_choices(config)
+    _check_model(config)
+    _check_batch(config)
+    micro = config.batch_size // config.accumulation
+    if config.model.bn_group_size is None:
+        config.model.bn_group_size = micro
+    group = config.model.bn_group_size
+    if group < 1 or micro % group:
+        raise ConfigError(
+            f"model.bn_group_size={group}: must divide the micro-batch of {micro} images"
+            f" (batch_size / accumulation); nearest is {_nearest_divisor(micro, group)}."
+        )
+    if config.sample.standing_batch is None:
+        config.sample.standing_batch = micro
+    if config.sample.standing_batch % config.device_count:
+        raise ConfigError(
+            f"sample.standing_batch={config.sample.standing_batch}: must be a multiple of the"
+            f" {config.device_count} devices."
+        )
+    return ml_collections.FrozenConfigDict(config)
+
+
+def micro_batch_size(config: Mapping[str, Any]) -> int:
+    """Returns images in one forward pass over all devices: `batch_size / accumulation`."""
+    return config["batch_size"] // config["accumulation"]
+
+
+def slots(config: Mapping[str, Any]) -> int:
+    """Returns into how many pieces z is cut: one for the first linear and one a block, or 1."""
+    model = config["model"]
+    return int(math.log2(model["resolution"])) - 1 if model["hierarchical_z"] else 1
+
+
+def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns the same model made small (4 channels, batch 8, 4 steps) for tests and smoke runs."""
+    config = ml_collections.ConfigDict(config)
+    config.update(num_steps=4, batch_size=8, log_every=1, checkpoint_every=2, sample_every=4)
+    config.model.update(g_ch=4, d_ch=4, shared_dim=8)
+    config.model.z_dim = 4 * slots(config)
+    config.sample.update(rows=2, classes=2, standing_passes=2)
+    return config
+
+
+def _check_numbers(config):
+    flat = flatten(config)
+    for key in _AT_LEAST_ONE:
+        if flat[key] < 1:
+            raise ConfigError(f"{key}={flat[key]}: must be at least 1.")
+    for key in _POSITIVE:
+        if not 0 < flat[key] < math.inf:
+            raise ConfigError(f"{key}={flat[key]}: must be a number above 0.")
+    for key in _NOT_NEGATIVE:
+        if not 0 <= flat[key] < math.inf:
+            raise ConfigError(f"{key}={flat[key]}: must be a number of at least 0.")
+    for key in _BELOW_ONE:
+        if not 0 <= flat[key] < 1:
+            raise ConfigError(f"{key}={flat[key]}: must be at least 0 and below 1.")
+
+
+def _check_choices(config):
+    flat = flatten(config)
+    for key, allowed in {
+        "model.dtype": _DTYPES,
+        "model.init": _INITS,
+        "data.resize": _RESIZES,
+    }.items():
+        if flat[key] not in allowed:
+            raise ConfigError(
+                f"{key}={flat[key]!r}: must be one of {', '.join(allowed)}"
+                f"{_nearest(flat[key], allowed)}."
+            )
+
+
+def _check_model(config):
+    model = config.model
+    if model.resolution not in RESOLUTIONS:
+        nearest = min(RESOLUTIONS, key=lambda r: abs(r - model.resolution))
+        raise ConfigError(
+            f"model.resolution={model.resolution}: must be one of"
+            f" {', '.join(map(str, RESOLUTIONS))}; nearest is {nearest}."
+        )
+    if model.hierarchical_z and not model.shared_embedding:
+        raise ConfigError(
+            "model.hierarchical_z=True: needs model.shared_embedding=True, since a slot of z"
+            " conditions a block together with the shared embedding."
+        )
+    n = slots(config)
+    if model.z_dim % n:
+        nearest = max(n, round(model.z_dim / n) * n)
+        raise ConfigError(
+            f"model.z_dim={model.z_dim}: must be a multiple of {n} (the slots of hierarchical z"
+            f" at {model.resolution} px); nearest is {nearest}."
+        )
+    g_sizes = [r for r in (4 << i for i in range(1, 10)) if r <= model.resolution]
+    d_sizes = [r for r in g_sizes if r < model.resolution]
+    for key, sizes in (("g_attention", g_sizes), ("d_attention", d_sizes)):
+        for size in model[key]:
+            if size not in sizes:
+                raise ConfigError(
+                    f"model.{key}={tuple(model[key])}: {size} is not the size of a block's output"
+                    f" at {model.resolution} px; allowed: {', '.join(map(str, sizes))}."
+                )
+
+
+def _check_batch(config):
+    unit = config.accumulation * config.device_count
+    if config.batch_size % unit:
+        nearest = max(unit, round(config.batch_size / unit) * unit)
+        raise ConfigError(
+            f"batch_size={config.batch_size}: must be a multiple of accumulation x device_count"
+            f" = {config.accumulation} x {config.device_count}; nearest is {nearest}."
+        )
+
+
+def _nearest_divisor(number, wanted):
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))
+
+
+def _nearest(word, known):
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def _type_name(kind):
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return names.get(kind, "a list of whole numbers such as (32,64)")

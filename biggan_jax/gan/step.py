@@ -1,0 +1,277 @@
+"""The update: `d_steps` discriminator updates, one generator update, the average (spec 11.2).
+
+Everything here is global-view: arrays span all devices of a mesh and draws are made whole, so one
+device and two thousand run the same program.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from biggan_jax import config as config_lib
+from biggan_jax.gan import ema, losses, regularizers
+from biggan_jax.gan import state as state_lib
+from biggan_jax.gan.state import GanState
+from biggan_jax.models import biggan
+from biggan_jax.parallel import mesh as mesh_lib
+
+Batch = Mapping[str, Any]
+Metrics = dict[str, jax.Array]
+
+
+class Draws(NamedTuple):
+    """Latents and labels of all fakes of one step; M is the micro-batch, A the accumulation.
+
+    d_z: [d_steps * A, M, z_dim] normal.
+    d_labels: [d_steps * A, M] uniform over the classes.
+    g_z: [A, M, z_dim].
+    g_labels: [A, M].
+    """
+
+    d_z: jax.Array
+    d_labels: jax.Array
+    g_z: jax.Array
+    g_labels: jax.Array
+
+
+class Update:
+    """The pure functions of one step, closed over a config and a mesh."""
+
+    def __init__(self, config: Mapping[str, Any], mesh: Mesh):
+        """Builds the networks and optimizers of a resolved config."""
+        self.config, self.mesh = config, mesh
+        # Micro-batches run in a loop, which bounds memory, but on CPU: XLA:CPU runs convolutions
+        # inside a loop 10 to 30 times slower.
+        self.scan = mesh.devices.flat[0].platform != "cpu"
+        self.generator, self.discriminator = biggan.build(config)
+        self.g_optimizer = state_lib.optimizer(config, config["optim"]["g_lr"])
+        self.d_optimizer = state_lib.optimizer(config, config["optim"]["d_lr"])
+
+    def draw(self, step: jax.Array) -> Draws:
+        """Draws a step's latents and labels, a function of (seed, step) on any mesh."""
+        c = self.config
+        size, model = config_lib.micro_batch_size(c), c["model"]
+        # A constraint right at the draw: without it every device makes all of them and, with
+        # them, all images.
+        cut = lambda x: jax.lax.with_sharding_constraint(  # noqa: E731
+            x, mesh_lib.batch_sharding(self.mesh, 1)
+        )
+        key = jax.random.fold_in(jax.random.key(c["seed"]), step)
+        keys = jax.random.split(key, 4)
+        rounds = {"d": c["d_steps"] * c["accumulation"], "g": c["accumulation"]}
+        normal = lambda k, n: cut(jax.random.normal(k, (n, size, model["z_dim"])))  # noqa: E731
+        uniform = lambda k, n: cut(  # noqa: E731
+            jax.random.randint(k, (n, size), 0, model["num_classes"])
+        )
+        return Draws(
+            normal(keys[0], rounds["d"]),
+            uniform(keys[1], rounds["d"]),
+            normal(keys[2], rounds["g"]),
+            uniform(keys[3], rounds["g"]),
+        )
+
+    def generate(self, g_params, state: GanState, z, labels):
+        """G in training mode: batch statistics, u and running statistics moved.
+
+        Returns:
+          images [M, R, R, 3] and the moved collections `batch_stats` and `spectral`.
+        """
+        variables = {
+            "params": g_params,
+            "batch_stats": state.g_batch_stats,
+            "spectral": state.g_spectral,
+        }
+        return self.generator.apply(
+            variables, z, labels, train=True, mutable=["batch_stats", "spectral"]
+        )
+
+    def judge(self, d_params, d_spectral, images, labels):
+        """D, with u moved. Returns logits [N] and the moved `spectral`."""
+        variables = {"params": d_params, "spectral": d_spectral}
+        logits, moved = self.discriminator.apply(variables, images, labels, mutable=["spectral"])
+        return logits, moved["spectral"]
+
+    def d_gradients(self, state: GanState, real, real_labels, z, labels):
+        """Gradients of one D micro-batch.
+
+        Args:
+          state: G's collections and D's `spectral` are moved in the returned one.
+          real: [M, R, R, 3] in [-1, 1].
+          real_labels: [M].
+          z: [M, z_dim].
+          labels: [M], the fakes'.
+
+        Returns:
+          gradients, the moved state, and {"real", "fake"} logits [M] each.
+        """
+        fake, moved = self.generate(state.g_params, state, z, labels)
+        fake = jax.lax.stop_gradient(fake)
+        # One joint forward, so that one sigma serves both halves. Interleaved: concatenating along
+        # the sharded axis would move half of the images between devices.
+        pairs = lambda a, b: jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])  # noqa: E731
+        images, both_labels = pairs(fake, real), pairs(labels, real_labels)
+
+        def loss_fn(d_params):
+            logits, spectral = self.judge(d_params, state.d_spectral, images, both_labels)
+            logits = {"fake": logits[0::2], "real": logits[1::2]}
+            return sum(losses.d_hinge(logits["real"], logits["fake"])), (logits, spectral)
+
+        grads, (logits, d_spectral) = jax.grad(loss_fn, has_aux=True)(state.d_params)
+        state = state.replace(
+            g_batch_stats=moved["batch_stats"],
+            g_spectral=moved["spectral"],
+            d_spectral=d_spectral,
+        )
+        return grads, state, logits
+
+    def g_gradients(self, state: GanState, z, labels):
+        """Gradients of one G micro-batch; arguments and results as for `d_gradients`."""
+
+        def loss_fn(g_params):
+            fake, moved = self.generate(g_params, state, z, labels)
+            logits, spectral = self.judge(state.d_params, state.d_spectral, fake, labels)
+            return losses.g_hinge(logits), (logits, moved, spectral)
+
+        grads, (logits, moved, d_spectral) = jax.grad(loss_fn, has_aux=True)(state.g_params)
+        state = state.replace(
+            g_batch_stats=moved["batch_stats"],
+            g_spectral=moved["spectral"],
+            d_spectral=d_spectral,
+        )
+        return grads, state, {"fake": logits}
+
+    def d_update(self, state: GanState, *inputs) -> tuple[GanState, dict]:
+        """One D update from A micro-batches; inputs as for `d_gradients`, each [A, M, ...]."""
+        grads, state, logits = self._accumulate(self.d_gradients, state, inputs)
+        updates, opt = self.d_optimizer.update(grads, state.d_opt, state.d_params)
+        return state.replace(
+            d_params=optax.apply_updates(state.d_params, updates), d_opt=opt
+        ), logits
+
+    def g_update(self, state: GanState, *inputs) -> tuple[GanState, dict]:
+        """One G update from A micro-batches; inputs as for `g_gradients`, each [A, M, ...]."""
+        grads, state, logits = self._accumulate(self.g_gradients, state, inputs)
+        beta = self.config["optim"]["g_ortho"]
+        grads = regularizers.add_ortho_gradient(grads, state.g_params, beta)
+        updates, opt = self.g_optimizer.update(grads, state.g_opt, state.g_params)
+        return state.replace(
+            g_params=optax.apply_updates(state.g_params, updates), g_opt=opt
+        ), logits
+
+    def step(self, state: GanState, batch: Batch) -> tuple[GanState, Metrics]:
+        """One whole step.
+
+        Args:
+          state: before the step.
+          batch: `image` [d_steps * A, M, R, R, 3], uint8, or float in [-1, 1]; `label`
+            [d_steps * A, M]; `draws`, optional, a `Draws` to use in place of fresh ones.
+
+        Returns:
+          The state after it, and scalar metrics: means over the step's micro-batches.
+        """
+        c = self.config
+        draws = batch["draws"] if "draws" in batch else self.draw(state.step)
+        images, labels = batch["image"], batch["label"]
+        d_logits = []
+        for i in range(c["d_steps"]):
+            part = slice(i * c["accumulation"], (i + 1) * c["accumulation"])
+            reals = self._to_float(images[part], state.step, i)
+            fakes = draws.d_z[part], draws.d_labels[part]
+            state, logits = self.d_update(state, reals, labels[part], *fakes)
+            d_logits.append(logits)
+        state, g_logits = self.g_update(state, draws.g_z, draws.g_labels)
+        average = ema.update(
+            {"params": state.ema_params, "batch_stats": state.ema_batch_stats},
+            {"params": state.g_params, "batch_stats": state.g_batch_stats},
+            state.step,
+            c["ema"]["decay"],
+            c["ema"]["start"],
+        )
+        state = state.replace(
+            step=state.step + 1,
+            ema_params=average["params"],
+            ema_batch_stats=average["batch_stats"],
+        )
+        return state, _metrics(d_logits, g_logits["fake"])
+
+    def _accumulate(self, gradients: Callable, state: GanState, inputs: tuple):
+        """Means of gradients over micro-batches, with u and statistics moved by each."""
+        count = len(inputs[0])
+
+        def add(carry, micro_batch):
+            total, state = carry
+            grads, state, logits = gradients(state, *micro_batch)
+            return (jax.tree.map(jnp.add, total, grads), state), logits
+
+        first_grads, state, first = gradients(state, *(x[0] for x in inputs))
+        carry, rest = (first_grads, state), []
+        if self.scan and count > 1:
+            carry, rest = jax.lax.scan(add, carry, tuple(x[1:] for x in inputs))
+            logits = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
+        else:
+            for a in range(1, count):
+                carry, more = add(carry, tuple(x[a] for x in inputs))
+                rest.append(more)
+            logits = jax.tree.map(lambda *x: jnp.stack(x), first, *rest)
+        total, state = carry
+        return jax.tree.map(lambda g: g / count, total), state, logits
+
+    def _to_float(self, images, step, d_step):
+        """uint8 [A, M, R, R, 3] to float32 in [-1, 1], flipped left to right where asked for."""
+        if images.dtype == jnp.uint8:
+            images = images.astype(jnp.float32) / 127.5 - 1
+        if self.config["data"]["flip"]:
+            key = jax.random.fold_in(jax.random.key(self.config["seed"]), step)
+            key = jax.random.fold_in(jax.random.fold_in(key, 1), d_step)
+            flip = jax.random.bernoulli(key, 0.5, images.shape[:2])
+            flip = jax.lax.with_sharding_constraint(flip, mesh_lib.batch_sharding(self.mesh, 1))
+            images = jnp.where(flip[..., None, None, None], images[:, :, :, ::-1], images)
+        return images
+
+
+def _metrics(d_logits: list[dict], g_fake: jax.Array) -> Metrics:
+    real = jnp.stack([x["real"] for x in d_logits])
+    fake = jnp.stack([x["fake"] for x in d_logits])
+    loss_real, loss_fake = losses.d_hinge(real, fake)
+    return {
+        "d_loss": loss_real + loss_fake,
+        "d_loss_real": loss_real,
+        "d_loss_fake": loss_fake,
+        "g_loss": losses.g_hinge(g_fake),
+        "d_real": real.mean(),
+        "d_fake": fake.mean(),
+    }
+
+
+def make_train_step(config: Mapping[str, Any], mesh: Mesh) -> Callable:
+    """Returns the jitted `(state, batch) -> (state, metrics)`; the state is donated.
+
+    Args:
+      config: resolved.
+      mesh: any size; `batch_size / accumulation` must be a multiple of it.
+    """
+    whole = mesh_lib.replicated(mesh)
+    cut = mesh_lib.batch_sharding(mesh, 1)
+    return jax.jit(
+        Update(config, mesh).step,
+        in_shardings=(whole, cut),
+        out_shardings=(whole, whole),
+        donate_argnums=0,
+    )
+
+
+def init_state(config: Mapping[str, Any], mesh: Mesh) -> GanState:
+    """Makes the first state on the mesh, the same on any mesh."""
+    init = jax.jit(lambda: state_lib.init(config), out_shardings=mesh_lib.replicated(mesh))
+    return init()
+
+
+def abstract_state(config: Mapping[str, Any], mesh: Mesh) -> GanState:
+    """Shapes, types and shardings of the state, without making it; for restoring."""
+    whole = mesh_lib.replicated(mesh)
+    shapes = jax.eval_shape(lambda: state_lib.init(config))
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole), shapes)

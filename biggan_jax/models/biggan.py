@@ -1,0 +1,217 @@
+"""The BigGAN generator and discriminator (Brock et al. 2018, appendix B; spec sections 3 and 4)."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from biggan_jax.models import attention, norm, ops
+
+# Channels after the first linear and after each block, in multiples of ch. Each block doubles the
+# size, from 4x4. 16 px is ours: the 32-px table with a block less.
+G_CHANNELS: dict[int, tuple[int, ...]] = {
+    16: (4, 4, 4),
+    32: (4, 4, 4, 4),
+    64: (16, 16, 8, 4, 2),
+    128: (16, 16, 8, 4, 2, 1),
+    256: (16, 16, 8, 8, 4, 2, 1),
+    512: (16, 16, 8, 8, 4, 2, 1, 1),
+}
+# Channels after each block, in multiples of ch, and how many of the first blocks halve the size.
+D_CHANNELS: dict[int, tuple[tuple[int, ...], int]] = {
+    16: ((4, 4, 4), 1),
+    32: ((4, 4, 4, 4), 2),
+    64: ((1, 2, 4, 8, 16), 4),
+    128: ((1, 2, 4, 8, 16, 16), 5),
+    256: ((1, 2, 4, 8, 8, 16, 16), 6),
+    512: ((1, 1, 2, 4, 8, 8, 16, 16), 7),
+}
+
+
+class GBlock(nn.Module):
+    """BN-ReLU-up-conv-BN-ReLU-conv beside an up-sampled 1x1 shortcut (spec section 3.4)."""
+
+    features: int
+    conv: Callable[..., nn.Module]
+    bn: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, condition: jax.Array, train: bool) -> jax.Array:
+        """Maps [B, H, W, A] to [B, 2H, 2W, features] under a condition [B, D] or labels [B]."""
+        h = nn.relu(self.bn(name="bn1")(x, condition, train))
+        h = self.conv(self.features, resample="up", name="conv1")(h)
+        h = nn.relu(self.bn(name="bn2")(h, condition, train))
+        h = self.conv(self.features, name="conv2")(h)
+        return h + self.conv(self.features, size=1, resample="up", name="conv_sc")(x)
+
+
+class Generator(nn.Module):
+    """G(z, y).
+
+    Attributes:
+      resolution: of the images, pixels; a key of `G_CHANNELS`.
+      ch: width multiplier.
+      z_dim: length of z; a multiple of the slots where `hierarchical_z`.
+      num_classes: K.
+      shared_dim: length of the shared class embedding.
+      shared_embedding: one class table for all BNs, or a gain and a bias table a BN.
+      hierarchical_z: slot 0 of z feeds the first linear and slot i conditions block i, or the
+        whole of z feeds the first linear alone. Needs `shared_embedding`.
+      attention: sizes after whose block attention stands.
+      conv: makes a spectrally normalised convolution.
+      dense: makes a spectrally normalised dense layer.
+      bn: makes a batch normalisation.
+      kernel_init: initialiser of the shared table.
+      remat: recompute the blocks' activations in the backward pass.
+    """
+
+    resolution: int
+    ch: int
+    z_dim: int
+    num_classes: int
+    shared_dim: int
+    shared_embedding: bool
+    hierarchical_z: bool
+    attention: tuple[int, ...]
+    conv: Callable[..., nn.Module]
+    dense: Callable[..., nn.Module]
+    bn: Callable[..., nn.Module]
+    kernel_init: ops.Init
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, z: jax.Array, labels: jax.Array, train: bool) -> jax.Array:
+        """Generates images.
+
+        Args:
+          z: [B, z_dim] latents.
+          labels: [B] integers in [0, num_classes).
+          train: batch statistics (True) or stored ones in the BNs.
+
+        Returns:
+          [B, resolution, resolution, 3] in [-1, 1], float32.
+        """
+        first, *widths = (m * self.ch for m in G_CHANNELS[self.resolution])
+        chunks = jnp.split(z, len(widths) + 1, axis=1) if self.hierarchical_z else [z]
+        if self.shared_embedding:
+            shared = ops.Embed(self.num_classes, self.shared_dim, self.kernel_init, name="shared")(labels)
+        h = self.dense(first * 16, name="linear")(chunks[0]).reshape(-1, 4, 4, first)
+        block = nn.remat(GBlock, static_argnums=(3,)) if self.remat else GBlock
+        for i, width in enumerate(widths):
+            if self.hierarchical_z:
+                condition = jnp.concatenate([shared, chunks[i + 1]], axis=1)
+            else:
+                condition = shared if self.shared_embedding else labels
+            h = block(width, self.conv, self.bn, name=f"block{i}")(h, condition, train)
+            if h.shape[1] in self.attention:
+                h = attention.Attention(self.conv, name=f"attention{h.shape[1]}")(h)
+        h = nn.relu(self.bn(name="out_bn")(h, None, train))
+        return jnp.tanh(self.conv(3, name="out_conv")(h).astype(jnp.float32))
+
+
+class DBlock(nn.Module):
+    """[ReLU]-conv-ReLU-conv-pool beside a shortcut (spec section 4.2).
+
+    Attributes:
+      features: output channels, also of the hidden layer.
+      down: whether to halve the size.
+      first: whether this is the block on the image: no activation before its first convolution.
+      conv: makes a spectrally normalised convolution.
+    """
+
+    features: int
+    down: bool
+    first: bool
+    conv: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, H, W, A] to [B, H', W', features]."""
+        resample = "down" if self.down else None
+        h = self.conv(self.features, name="conv1")(x if self.first else nn.relu(x))
+        h = self.conv(self.features, resample=resample, name="conv2")(nn.relu(h))
+        if self.down or x.shape[-1] != self.features:
+            # The shortcut takes the raw x. Its 1x1 and the mean commute, so one order serves the
+            # first block (pool, then 1x1) and the others (1x1, then pool).
+            x = self.conv(self.features, size=1, resample=resample, name="conv_sc")(x)
+        return h + x
+
+
+class Discriminator(nn.Module):
+    """D(x, y), a raw logit an image: linear on summed features plus the class projection.
+
+    Attributes:
+      resolution: of the images, pixels; a key of `D_CHANNELS`.
+      ch: width multiplier.
+      num_classes: K.
+      attention: sizes after whose block attention stands.
+      conv: makes a spectrally normalised convolution.
+      dense: makes a spectrally normalised dense layer.
+      embed: makes a spectrally normalised class table.
+      remat: recompute the blocks' activations in the backward pass.
+    """
+
+    resolution: int
+    ch: int
+    num_classes: int
+    attention: tuple[int, ...]
+    conv: Callable[..., nn.Module]
+    dense: Callable[..., nn.Module]
+    embed: Callable[..., nn.Module]
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, labels: jax.Array) -> jax.Array:
+        """Maps images [B, R, R, 3] in [-1, 1] and labels [B] to logits [B], float32."""
+        multiples, halvings = D_CHANNELS[self.resolution]
+        block = nn.remat(DBlock) if self.remat else DBlock
+        h = x
+        for i, multiple in enumerate(multiples):
+            h = block(multiple * self.ch, i < halvings, i == 0, self.conv, name=f"block{i}")(h)
+            if i < halvings and h.shape[1] in self.attention:
+                h = attention.Attention(self.conv, name=f"attention{h.shape[1]}")(h)
+        h = nn.relu(h).astype(jnp.float32).sum((1, 2))
+        projection = self.embed(self.num_classes, h.shape[-1], name="embed")(labels)
+        return self.dense(1, name="linear")(h)[:, 0] + jnp.sum(projection * h, axis=1)
+
+
+def build(config: Mapping[str, Any]) -> tuple[Generator, Discriminator]:
+    """Makes both networks from a resolved config (its `model` part)."""
+    m = config["model"]
+    init, dtype = ops.INITS[m["init"]], jnp.dtype(m["dtype"])
+    conv = partial(ops.SpectralConv, eps=m["sn_eps"], kernel_init=init, dtype=dtype)
+    dense = partial(ops.SpectralDense, eps=m["sn_eps"], kernel_init=init)
+    bn = partial(
+        norm.BatchNorm,
+        eps=m["bn_eps"],
+        momentum=m["bn_momentum"],
+        sn_eps=m["sn_eps"],
+        group_size=m["bn_group_size"],
+        kernel_init=init,
+        num_classes=m["num_classes"],
+        dtype=dtype,
+    )
+    common = {
+        "resolution": m["resolution"],
+        "num_classes": m["num_classes"],
+        "conv": conv,
+        "dense": dense,
+        "remat": m["remat"],
+    }
+    g = Generator(
+        **common,
+        ch=m["g_ch"],
+        z_dim=m["z_dim"],
+        shared_dim=m["shared_dim"],
+        shared_embedding=m["shared_embedding"],
+        hierarchical_z=m["hierarchical_z"],
+        attention=tuple(m["g_attention"]),
+        bn=bn,
+        kernel_init=init,
+    )
+    embed = partial(ops.SpectralEmbed, eps=m["sn_eps"], kernel_init=init)
+    d = Discriminator(**common, ch=m["d_ch"], attention=tuple(m["d_attention"]), embed=embed)
+    return g, d

@@ -1,0 +1,156 @@
+"""Spectrally normalised convolution, dense layer and embedding.
+
+The left vector `u` of the power iteration is state, not a parameter: it lives in the collection
+`spectral`, apart from BN statistics. A call moves it if and only if that collection is mutable, so
+evaluation does one fresh iteration and stores nothing (spec section 8.1).
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from biggan_jax.models import conv
+
+Init = Callable[..., jax.Array]
+
+INITS: dict[str, Init] = {
+    "orthogonal": nn.initializers.orthogonal(column_axis=-1),
+    "n02": nn.initializers.normal(0.02),
+    "xavier": nn.initializers.glorot_uniform(),
+}
+
+
+def spectral_sigma(matrix: jax.Array, u: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
+    """One power iteration, then the largest singular value as it sees it (spec section 8.1).
+
+    `u` and `v` are constants for differentiation, sigma is not: its gradient in `matrix` is
+    `v^T u`, which removes the radial part of the gradient of anything computed from
+    `matrix / sigma`.
+
+    Args:
+      matrix: [rest, out], float32.
+      u: [1, out], of any length other than zero.
+      eps: lower bound for the norms that are divided by.
+
+    Returns:
+      sigma, a scalar, and the new u [1, out] of length 1.
+    """
+    dot = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
+    unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x), eps)  # noqa: E731
+    fixed = jax.lax.stop_gradient(matrix)
+    v = unit(dot(jax.lax.stop_gradient(u), fixed.T))
+    right = dot(v, matrix)
+    new_u = jax.lax.stop_gradient(unit(right))
+    return jnp.sum(right * new_u), new_u
+
+
+class _Spectral(nn.Module):
+    """Base of the three layers: hands out the kernel divided by its sigma."""
+
+    def normalized(self, kernel: jax.Array, eps: float, rows_are_outputs: bool = False):
+        """Returns kernel / sigma, float32, and moves `u` where `spectral` is mutable."""
+        matrix = kernel.T if rows_are_outputs else kernel.reshape(-1, kernel.shape[-1])
+        size = matrix.shape[-1]
+        u = self.variable(
+            "spectral", "u", lambda: jax.random.normal(self.make_rng("params"), (1, size))
+        )
+        sigma, new_u = spectral_sigma(matrix, u.value, eps)
+        if self.is_mutable_collection("spectral") and not self.is_initializing():
+            u.value = new_u
+        return kernel / sigma
+
+
+class SpectralConv(_Spectral):
+    """Convolution with padding SAME and stride 1, fused with the resampling beside it.
+
+    Attributes:
+      features: output channels.
+      size: kernel side, 1 or 3.
+      resample: None, "up" (nearest x2 before the convolution) or "down" (2x2 mean after it).
+      bias: whether to add a bias, zero at the start.
+      eps: spectral norm's lower bound for norms.
+      kernel_init: kernel initialiser.
+      dtype: of the convolution.
+    """
+
+    features: int
+    size: int = 3
+    resample: str | None = None
+    bias: bool = True
+    eps: float = 1e-4
+    kernel_init: Init = INITS["orthogonal"]
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, H, W, C] to [B, H', W', features]; H' is H, 2H or H / 2."""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        w = self.normalized(kernel, self.eps).astype(self.dtype)
+        x = x.astype(self.dtype)
+        b = None
+        if self.bias:
+            b = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            b = b.astype(self.dtype)
+        if self.size == 1:
+            # A 1x1 convolution and its bias commute with nearest x2 and with the 2x2 mean: do
+            # them where there are fewer pixels.
+            if self.resample == "down":
+                x = conv.avg_pool2(x)
+            y = conv.conv1x1(x, w)
+            y = y if b is None else y + b
+            return conv.nearest_up2(y) if self.resample == "up" else y
+        form = {None: conv.conv3x3, "up": conv.up_conv3x3, "down": conv.conv3x3_down}
+        y = form[self.resample](x, w)
+        return y if b is None else y + b
+
+
+class SpectralDense(_Spectral):
+    """Dense layer, [B, I] to [B, features], computed in float32."""
+
+    features: int
+    bias: bool = True
+    eps: float = 1e-4
+    kernel_init: Init = INITS["orthogonal"]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, I] to [B, features], float32."""
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        y = x.astype(jnp.float32) @ self.normalized(kernel, self.eps)
+        if self.bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return y
+
+
+class SpectralEmbed(_Spectral):
+    """Class table [K, features] with one sigma; `u` has one entry a class, as in the port."""
+
+    num_classes: int
+    features: int
+    eps: float = 1e-4
+    kernel_init: Init = INITS["orthogonal"]
+
+    @nn.compact
+    def __call__(self, labels: jax.Array) -> jax.Array:
+        """Maps labels [B] to [B, features], float32."""
+        shape = (self.num_classes, self.features)
+        table = self.param("embedding", self.kernel_init, shape, jnp.float32)
+        return self.normalized(table, self.eps, rows_are_outputs=True)[labels]
+
+
+class Embed(nn.Module):
+    """Class table [K, features] without spectral norm (spec section 8.3)."""
+
+    num_classes: int
+    features: int
+    kernel_init: Init = INITS["orthogonal"]
+
+    @nn.compact
+    def __call__(self, labels: jax.Array) -> jax.Array:
+        """Maps labels [B] to [B, features], float32."""
+        shape = (self.num_classes, self.features)
+        return self.param("embedding", self.kernel_init, shape, jnp.float32)[labels]
