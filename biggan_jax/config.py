@@ -132,7 +132,7 @@ def load(path: str, overrides: Iterable[tuple[str, str]] = ()) -> ml_collections
         names = []
         if os.path.isdir(folder):
             names = [os.path.join(folder, n) for n in os.listdir(folder) if n.endswith(".py")]
-        raise ConfigError(f"--config: there is no file {file!r}{_nearest(file, names)}.")
+        raise ConfigError(f"--config: there is no file {file!r}{_nearest(file, names)}")
     spec = importlib.util.spec_from_file_location("biggan_config", file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"--config: {file!r} is not a Python file.")
@@ -157,8 +157,8 @@ def pick_variant(variant: str, known: Iterable[str]) -> str:
     """
     if variant and variant not in known:
         raise ConfigError(
-            f"--config: unknown variant {variant!r}{_nearest(variant, known)}; "
-            f"known: {', '.join(known)}."
+            f"--config: unknown variant {variant!r}; there is {', '.join(known)}"
+            f"{_nearest(variant, known)}"
         )
     return variant
 
@@ -171,7 +171,7 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     """
     flat = flatten(config)
     if key not in flat:
-        raise ConfigError(f"--config.{key}: unknown key{_nearest(key, flat)}.")
+        raise ConfigError(f"--config.{key}: unknown key{_nearest(key, flat)}")
     *parents, leaf = key.split(".")
     node = config
     for parent in parents:
@@ -253,7 +253,7 @@ def resolve(
     config = ml_collections.ConfigDict(config)
     if config.device_count is None:
         config.device_count = available_devices
-    if "device_count" in config and config.device_count < 1:
+    if config.device_count < 1:
         raise ConfigError(f"device_count={config.device_count}: must be at least 1.")
     _check_numbers(config)
     _check_choices(config)
@@ -325,7 +325,7 @@ def _check_choices(config):
         if flat[key] not in allowed:
             raise ConfigError(
                 f"{key}={flat[key]!r}: must be one of {', '.join(allowed)}"
-                f"{_nearest(flat[key], allowed)}."
+                f"{_nearest(flat[key], allowed)}"
             )
 
 
@@ -375,8 +375,9 @@ def _nearest_divisor(number, wanted):
 
 
 def _nearest(word, known):
+    """The end of a sentence: the nearest known word, if one is near."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
-    return f"; did you mean {match[0]!r}?" if match else ""
+    return f"; did you mean {match[0]!r}?" if match else "."
 
 
 def _type_name(kind):

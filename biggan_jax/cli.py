@@ -1,0 +1,126 @@
+"""`biggan VERB ...`: one thin function a verb.
+
+Exit codes: 0 done, 2 bad usage or input, 3 stopped because training diverged.
+"""
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+
+from biggan_jax import __version__
+from biggan_jax.config import ConfigError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    try:
+        args.overrides = _overrides(rest, parser, args.verb)
+        return args.run(args) or 0
+    except ConfigError as e:
+        print(f"biggan {args.verb}: {e}", file=sys.stderr)
+        return 2
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="biggan", description="Train, sample and inspect BigGAN in JAX.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"biggan-jax {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name, run, text):
+        sub = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = verb("train", _train, "Train a model; the same command goes on where a run stopped.")
+    sub.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
+    sub.add_argument("--config.KEY", metavar="VALUE", help="override a key of the config")
+    sub.add_argument("--workdir", help="the run folder; needed unless --dry-run")
+    sub.add_argument("--dry-run", action="store_true", help="print config and parameters, leave")
+
+    sub = verb("sample", _sample, "Write a sheet of images, one class a column.")
+    sub.add_argument("folder", metavar="RUN", help="a run folder")
+    sub.add_argument("--out", default="samples.png", help="the PNG to write")
+    sub.add_argument("--num", type=int, default=8, help="images a class")
+    sub.add_argument("--classes", help="numbers or names, with commas; default: the first ten")
+    sub.add_argument("--truncation", type=float, help="threshold on |z|; default: none")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--step", type=int, help="which checkpoint; default: the latest")
+
+    sub = verb("inspect", _inspect, "Say what is in a run folder.")
+    sub.add_argument("folder", metavar="RUN", help="a run folder")
+    sub.add_argument("--digest", action="store_true", help="SHA-256 over the whole state")
+    sub.add_argument("--step", type=int, help="which checkpoint; default: the latest")
+    sub.add_argument("--json", action="store_true", help="for programs")
+    return parser
+
+
+def _overrides(rest, parser, verb):
+    """Turns what argparse did not know into (key, text) pairs of the config."""
+    pairs = []
+    for arg in rest:
+        key, equals, text = arg.removeprefix("--config.").partition("=")
+        if verb == "train" and arg.startswith("--config."):
+            if not equals:
+                raise ConfigError(f"{arg}: write --config.{key}=VALUE.")
+            pairs.append((key, text))
+            continue
+        known = [o for o in ("--config", "--workdir", "--dry-run") if verb == "train"]
+        sub = parser._subparsers._group_actions[0].choices[verb]
+        known += list(sub._option_string_actions)
+        match = difflib.get_close_matches(arg.split("=")[0], known, n=1)
+        hint = f"; did you mean {match[0]}?" if match else f"; see biggan {verb} --help."
+        raise ConfigError(f"unknown argument {arg!r}{hint}")
+    return pairs
+
+
+def _train(args):
+    from biggan_jax import config as config_lib
+
+    config = config_lib.load(args.config, args.overrides)
+    if args.dry_run:
+        from biggan_jax.train import overview
+
+        print(overview.dry_run(config))
+        return 0
+    if not args.workdir:
+        raise ConfigError("--workdir: say into which folder the run is to be written.")
+    from biggan_jax.train import loop
+
+    try:
+        loop.train(config, args.workdir)
+    except loop.Diverged as e:
+        print(f"biggan train: stopped: {e}", file=sys.stderr)
+        return 3
+    return 0
+
+
+def _sample(args):
+    from biggan_jax.train import runs
+
+    path = runs.write_sheet(
+        args.folder,
+        args.out,
+        classes=args.classes,
+        num=args.num,
+        seed=args.seed,
+        truncation=args.truncation,
+        step=args.step,
+    )
+    print(f"samples are in {path}")
+
+
+def _inspect(args):
+    from biggan_jax.train import overview
+
+    facts = overview.inspect(args.folder, digest=args.digest, step=args.step)
+    print(json.dumps(facts) if args.json else overview.text(facts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

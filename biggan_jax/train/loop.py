@@ -1,0 +1,212 @@
+"""The loop around the step: data in, reports, pictures and checkpoints out.
+
+It can die at any instruction: batches and draws are functions of (seed, step), so starting it again
+from the latest checkpoint gives the run that would have been.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from biggan_jax import config as config_lib
+from biggan_jax.data import datasets, loader
+from biggan_jax.data import report as data_report
+from biggan_jax.gan import step as step_lib
+from biggan_jax.gan.state import GanState
+from biggan_jax.parallel import mesh as mesh_lib
+from biggan_jax.sample import sampler, sheets
+from biggan_jax.train import checkpoint, report, runs
+
+# Keys that may change from one start of a run to the next: they move no weight.
+FREE_KEYS = (
+    "num_steps",
+    "device_count",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "sample_every",
+    "data.dir",
+    "data.cache_mib",
+)
+
+
+class Diverged(RuntimeError):
+    """A loss is not a finite number any more."""
+
+
+def train(config: ml_collections.ConfigDict, workdir: str) -> GanState:
+    """Trains to `config.num_steps`, going on from the latest checkpoint in `workdir`.
+
+    Args:
+      config: as a config file gives it; resolved here.
+      workdir: the run folder; made at need.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      ConfigError: if config, data or run folder cannot be used; nothing has been written then.
+      Diverged: if a loss is not finite; the checkpoints of before are kept.
+    """
+    if config.device_count is not None:
+        mesh_lib.request_cpu_devices(config.device_count)
+    resolved = config_lib.resolve(config, jax.device_count())
+    mesh = mesh_lib.make_mesh(resolved.device_count)
+    _check_same_run(resolved, workdir)
+    source = datasets.open_source(resolved)
+    batches = loader.Loader(
+        source,
+        batch_size=config_lib.micro_batch_size(resolved),
+        num_batches=resolved.d_steps * resolved.accumulation,
+        seed=resolved.seed,
+        cache_mib=resolved.data.cache_mib,
+    )
+    facts = data_report.data_report(source, resolved, batches)
+    data_report.check(facts, resolved)
+    run = _Run(resolved, workdir, mesh, source.class_names)
+    print(data_report.text(facts), flush=True)
+    run.write_start(facts, data_report.reals(batches, resolved, run.rows, run.classes))
+    return run.train(batches)
+
+
+class _Run:
+    """One start of a run: what the loop needs at each step."""
+
+    def __init__(self, config, workdir: str, mesh: Mesh, class_names: tuple[str, ...]):
+        self.config, self.workdir, self.mesh = config, workdir, mesh
+        self.class_names = class_names
+        self.rows = config.sample.rows
+        self.classes = min(config.sample.classes, config.model.num_classes)
+        self.images_per_step = config.batch_size * config.d_steps
+        self.sampler = sampler.Sampler(config, mesh)
+
+    def write_start(self, facts: Mapping[str, Any], reals: np.ndarray) -> None:
+        """Writes what is known before the first step."""
+        os.makedirs(os.path.join(self.workdir, "samples"), exist_ok=True)
+        _write(os.path.join(self.workdir, runs.CONFIG), config_lib.to_json(self.config))
+        _write(os.path.join(self.workdir, runs.DATA), json.dumps(facts, indent=2) + "\n")
+        self._save_sheet(reals, os.path.join("samples", "reals.png"), f"{facts['source']}: reals")
+
+    def train(self, batches: loader.Loader) -> GanState:
+        """Restores or starts, then steps to the end."""
+        c = self.config
+        folder = os.path.join(self.workdir, runs.CHECKPOINTS)
+        with (
+            checkpoint.Checkpoints(folder, keep=c.keep_checkpoints) as saved,
+            report.Reporter(self.workdir, c.num_steps, self.images_per_step) as reporter,
+        ):
+            first = saved.latest_step()
+            if first is None:
+                first = 0
+                state = step_lib.init_state(c, self.mesh)
+                self._sample(state, 0, reporter)
+            else:
+                state, _ = saved.restore(step_lib.abstract_state(c, self.mesh))
+                print(f"going on from the checkpoint of step {first:,}", flush=True)
+            reporter.start(first)
+            reporter.status("train", last_checkpoint=first or None)
+            state = self._steps(state, first, batches, saved, reporter)
+            self._finish(state, reporter)
+        return state
+
+    def _steps(self, state, first, batches, saved, reporter):
+        c = self.config
+        step_fn = step_lib.make_train_step(c, self.mesh)
+        pending: tuple[int, dict] | None = None
+        for i, host_batch in batches.prefetch(first, c.num_steps):
+            state, metrics = step_fn(state, mesh_lib.put_batch(host_batch, self.mesh))
+            done = i + 1
+            # Numbers of a step are read once the next is on its way, so the device never waits.
+            if pending is not None:
+                _report(reporter, *pending)
+                pending = None
+            last = done == c.num_steps
+            if done % c.log_every == 0 or done == first + 1 or last:
+                pending = done, metrics
+            save, sample = (last or done % n == 0 for n in (c.checkpoint_every, c.sample_every))
+            if pending is not None and (save or sample):
+                _report(reporter, *pending)
+                pending = None
+            if save:
+                _check_finite(done, metrics)
+                saved.save(done, state, {"step": done, "images": done * self.images_per_step})
+                reporter.status("train", step=done, last_checkpoint=done)
+            if sample:
+                self._sample(state, done, reporter)
+        return state
+
+    def _sample(self, state, step, reporter):
+        """A sheet from latents and labels that stay the same through the run."""
+        reporter.status("sample", step=step)
+        statistics = self.sampler.standing_statistics(state)
+        labels = np.tile(np.arange(self.classes), self.rows)
+        images = self.sampler.sample(state, statistics, labels, self.config.seed)
+        name = os.path.join("samples", f"fakes_{step:06d}.png")
+        picture = self._save_sheet(images, name, f"{self.config.name}: step {step:,}")
+        if step:
+            reporter.image(step, "fakes", np.asarray(picture))
+
+    def _finish(self, state, reporter):
+        latest = os.path.join(self.workdir, "samples", f"fakes_{self.config.num_steps:06d}.png")
+        path = os.path.join(self.workdir, "samples.png")
+        if not os.path.exists(latest):  # The run had ended before this start.
+            self._sample(state, self.config.num_steps, reporter)
+        with open(latest, "rb") as f:
+            _write(path, f.read())
+        reporter.status("done", step=self.config.num_steps)
+        print(f"done: step {self.config.num_steps:,}; samples are in {path}", flush=True)
+
+    def _save_sheet(self, images, name, title):
+        picture = sheets.sheet(
+            images,
+            columns=self.classes,
+            column_labels=self.class_names[: self.classes],
+            title=title,
+        )
+        sheets.save_png(picture, os.path.join(self.workdir, name))
+        return picture
+
+
+def _report(reporter, step, metrics):
+    values = {name: float(value) for name, value in metrics.items()}
+    reporter.progress(step, {k: values[k] for k in ("d_loss", "g_loss", "d_real", "d_fake")})
+    reporter.scalars(step, values)
+    reporter.status("train", step=step)
+    _check_finite(step, values)
+
+
+def _check_finite(step, metrics):
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise Diverged(
+                f"step {step:,}: {name} is {float(value)}; the checkpoints of before are kept."
+            )
+
+
+def _check_same_run(config, workdir):
+    """A run folder is one run: what moves weights must be what it was."""
+    if not os.path.exists(os.path.join(workdir, runs.CONFIG)):
+        return
+    before = config_lib.flatten(runs.read_config(workdir))
+    for key, value in config_lib.flatten(config).items():
+        if before[key] != value and key not in FREE_KEYS and not key.startswith("sample."):
+            raise config_lib.ConfigError(
+                f"--workdir: {workdir!r} holds a run with {key}={before[key]!r}, and now it is"
+                f" {value!r}; use another folder, or the value of before."
+            )
+
+
+def _write(path: str, content: str | bytes) -> None:
+    """Writes a file whole or not at all."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with open(temporary, "wb") as f:
+        f.write(data)
+    os.replace(temporary, path)

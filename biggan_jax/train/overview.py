@@ -1,0 +1,117 @@
+"""What a config would make (`--dry-run`) and what a run folder holds (`biggan inspect`)."""
+
+import json
+import os
+from typing import Any
+
+import jax
+import ml_collections
+
+from biggan_jax import config as config_lib
+from biggan_jax.gan import state as state_lib
+from biggan_jax.train import checkpoint, report, runs
+from biggan_jax.train import digest as digest_lib
+
+
+def dry_run(config: ml_collections.ConfigDict) -> str:
+    """Returns the resolved config and the parameter tables as text; makes no array.
+
+    Raises:
+      ConfigError: if the config cannot be used.
+    """
+    # Asking JAX for its devices would start the backend; a dry run can do without where told.
+    count = config.device_count or jax.device_count()
+    resolved = config_lib.resolve(config, count)
+    state = jax.eval_shape(lambda: state_lib.init(resolved))
+    parts = [config_lib.to_json(resolved)]
+    for name, tree in (("G", state.g_params), ("D", state.d_params)):
+        parts += [f"{name}:", report.parameter_table(tree), ""]
+    g, d = parameter_count(state.g_params), parameter_count(state.d_params)
+    return "\n".join([*parts, f"G {g:,}", f"D {d:,}", f"G + D {g + d:,} parameters"])
+
+
+def parameter_count(tree: Any) -> int:
+    """Returns the number of values in a tree of arrays."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def inspect(run: str, digest: bool = False, step: int | None = None) -> dict[str, Any]:
+    """Returns what is in a run folder.
+
+    Args:
+      run: the folder.
+      digest: read the checkpoint and hash its state.
+      step: which checkpoint to hash; None for the latest.
+
+    Returns:
+      name, step (of the latest checkpoint, or the one asked for; None if there is none),
+      checkpoints, num_steps, parameters, status, last_metrics, sheets and, where asked for,
+      digest.
+
+    Raises:
+      ConfigError: if the folder is no run or has no such checkpoint.
+    """
+    config = runs.read_config(run)
+    state = jax.eval_shape(lambda: state_lib.init(config))
+    folder = os.path.join(run, runs.CHECKPOINTS)
+    steps = []
+    if os.path.isdir(folder):
+        with checkpoint.Checkpoints(folder, keep=None) as saved:
+            steps = saved.steps()
+    pictures = os.path.join(run, "samples")
+    facts = {
+        "name": config.name,
+        "step": steps[-1] if steps else None,
+        "num_steps": config.num_steps,
+        "checkpoints": steps,
+        "parameters": {
+            "G": parameter_count(state.g_params),
+            "D": parameter_count(state.d_params),
+        },
+        "data": config.data.name,
+        "resolution": config.model.resolution,
+        "status": _json(os.path.join(run, "status.json")),
+        "last_metrics": _last_line(os.path.join(run, "metrics.jsonl")),
+        "sheets": sorted(os.listdir(pictures)) if os.path.isdir(pictures) else [],
+    }
+    if digest:
+        _, _, restored = runs.load_state(run, step)
+        facts["step"] = int(restored.step)
+        facts["digest"] = digest_lib.digest(restored)
+    return facts
+
+
+def text(facts: dict[str, Any]) -> str:
+    """Returns what `inspect` found, for people."""
+    g, d = facts["parameters"]["G"], facts["parameters"]["D"]
+    lines = [
+        f"{facts['name']}: {facts['data']} at {facts['resolution']} px, G {g:,} and D {d:,}"
+        " parameters",
+        f"checkpoints: {', '.join(f'{s:,}' for s in facts['checkpoints']) or 'none'}"
+        f" of {facts['num_steps']:,} steps",
+    ]
+    if facts["status"]:
+        status = facts["status"]
+        lines.append(f"phase: {status['phase']} at step {status['step']:,}")
+    if facts["last_metrics"]:
+        numbers = {k: v for k, v in facts["last_metrics"].items() if v is not None}
+        lines.append("last report: " + ", ".join(f"{k} {v:,.4g}" for k, v in numbers.items()))
+    lines.append(f"sheets: {', '.join(facts['sheets']) or 'none'}")
+    if "digest" in facts:
+        lines.append(f"digest of step {facts['step']:,}: {facts['digest']}")
+    return "\n".join(lines)
+
+
+def _json(path):
+    if not os.path.exists(path):
+        return None
+    with open(path) as f:
+        return json.load(f)
+
+
+def _last_line(path):
+    if not os.path.exists(path):
+        return None
+    with open(path) as f:
+        lines = f.read().splitlines()
+    return json.loads(lines[-1]) if lines else None
