@@ -259,6 +259,11 @@ def resolve(
     _check_choices(config)
     _check_model(config)
     _check_batch(config)
+    if config.sample.classes > config.model.num_classes:
+        raise ConfigError(
+            f"sample.classes={config.sample.classes}: must be at most model.num_classes ="
+            f" {config.model.num_classes}."
+        )
     micro = config.batch_size // config.accumulation
     if config.model.bn_group_size is None:
         config.model.bn_group_size = micro

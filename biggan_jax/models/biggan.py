@@ -97,7 +97,9 @@ class Generator(nn.Module):
         first, *widths = (m * self.ch for m in G_CHANNELS[self.resolution])
         chunks = jnp.split(z, len(widths) + 1, axis=1) if self.hierarchical_z else [z]
         if self.shared_embedding:
-            shared = ops.Embed(self.num_classes, self.shared_dim, self.kernel_init, name="shared")(labels)
+            shared = ops.Embed(self.num_classes, self.shared_dim, self.kernel_init, name="shared")(
+                labels
+            )
         h = self.dense(first * 16, name="linear")(chunks[0]).reshape(-1, 4, 4, first)
         block = nn.remat(GBlock, static_argnums=(3,)) if self.remat else GBlock
         for i, width in enumerate(widths):

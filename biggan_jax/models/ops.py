@@ -59,7 +59,8 @@ class _Spectral(nn.Module):
         sigma, new_u = spectral_sigma(matrix, u.value, eps)
         if self.is_mutable_collection("spectral") and not self.is_initializing():
             u.value = new_u
-        return kernel / sigma
+        # A kernel of zeros has sigma 0 and stays a kernel of zeros.
+        return kernel / jnp.maximum(sigma, 1e-12)
 
 
 class SpectralConv(_Spectral):

@@ -55,6 +55,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> GanState:
       ConfigError: if config, data or run folder cannot be used; nothing has been written then.
       Diverged: if a loss is not finite; the checkpoints of before are kept.
     """
+    report.silence_tensorflow()
     if config.device_count is not None:
         mesh_lib.request_cpu_devices(config.device_count)
     resolved = config_lib.resolve(config, jax.device_count())
@@ -83,7 +84,7 @@ class _Run:
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.class_names = class_names
         self.rows = config.sample.rows
-        self.classes = min(config.sample.classes, config.model.num_classes)
+        self.classes = config.sample.classes
         self.images_per_step = config.batch_size * config.d_steps
         self.sampler = sampler.Sampler(config, mesh)
 
@@ -91,8 +92,9 @@ class _Run:
         """Writes what is known before the first step."""
         os.makedirs(os.path.join(self.workdir, "samples"), exist_ok=True)
         _write(os.path.join(self.workdir, runs.CONFIG), config_lib.to_json(self.config))
+        facts = {**facts, "class_names": self.class_names}
         _write(os.path.join(self.workdir, runs.DATA), json.dumps(facts, indent=2) + "\n")
-        self._save_sheet(reals, os.path.join("samples", "reals.png"), f"{facts['source']}: reals")
+        self._save_sheet(reals, os.path.join("samples", "reals.png"), f"{facts['name']}: reals")
 
     def train(self, batches: loader.Loader) -> GanState:
         """Restores or starts, then steps to the end."""
@@ -119,6 +121,8 @@ class _Run:
     def _steps(self, state, first, batches, saved, reporter):
         c = self.config
         step_fn = step_lib.make_train_step(c, self.mesh)
+        if first < c.num_steps:
+            print("compiling the step; the first one takes a while ...", flush=True)
         pending: tuple[int, dict] | None = None
         for i, host_batch in batches.prefetch(first, c.num_steps):
             state, metrics = step_fn(state, mesh_lib.put_batch(host_batch, self.mesh))
@@ -137,7 +141,7 @@ class _Run:
             if save:
                 _check_finite(done, metrics)
                 saved.save(done, state, {"step": done, "images": done * self.images_per_step})
-                reporter.status("train", step=done, last_checkpoint=done)
+                reporter.status("train", step=done, last_checkpoint=saved.latest_step())
             if sample:
                 self._sample(state, done, reporter)
         return state

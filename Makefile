@@ -1,0 +1,43 @@
+# make demo   trains BigGAN on handwritten digits on the CPU
+# make test   lint and all tests
+# make lint   format, lint and types only
+#
+# Each makes the environment it needs in .venv first. PYTHON says which Python that is made of.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint
+
+demo: .venv/.installed
+	$(BIN)/biggan train --config=configs/digits.py --workdir=runs/digits
+	@echo "The samples are in runs/digits/samples.png"
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed-test
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+# The stamps are written last, so that an interrupted install is done again.
+.venv/.made:
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))" \
+	  2>/dev/null || { \
+	  echo "The pinned packages need Python 3.11, 3.12 or 3.13, and $(PYTHON) is none of them:" \
+	    "name one, as in 'make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12'." >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.installed: .venv/.made setup.py constraints.txt
+	@echo "Installing into .venv; this takes a few minutes."
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+.venv/.installed-test: .venv/.made setup.py constraints.txt
+	@echo "Installing into .venv; this takes a few minutes."
+	$(PIP_INSTALL) -e ".[test]"
+	@touch $@

@@ -1,0 +1,242 @@
+"""What a run says while it goes on. This is the only file that knows clu.
+
+The same numbers go to three places: `metrics.jsonl` (one line a report, never two of one step),
+TensorBoard events, and one line on the terminal; `status.json` says where the run is now.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+
+class Reporter:
+    """Writes the reports of one run; in processes other than the main one it writes nothing."""
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        num_steps: int,
+        images_per_step: int,
+        is_main: bool = True,
+    ):
+        """Opens nothing yet; `start` does.
+
+        Args:
+          workdir: the run folder; made at need.
+          num_steps: the step at which the run ends.
+          images_per_step: real images that D sees in one step.
+          is_main: whether this process is the one that writes.
+        """
+        self._workdir = os.fspath(workdir)
+        self._num_steps = num_steps
+        self._images_per_step = images_per_step
+        self._is_main = is_main
+        self._status: dict[str, Any] = {
+            "phase": "start",
+            "step": 0,
+            "images_per_second": None,
+            "eta_seconds": None,
+            "last_checkpoint": None,
+            "rollbacks": 0,
+        }
+        self._events: Any = None
+        self._lines: Any = None
+        self._last_line = -1
+        self._mark: tuple[int, float] | None = None
+
+    def start(self, step: int) -> None:
+        """Begins or resumes at `step`, the number of steps done; forgets reports of later ones."""
+        self._status["step"] = step
+        # The first step compiles: the rate is measured from the first progress line on.
+        self._mark = None
+        if not self._is_main:
+            return
+        os.makedirs(self._workdir, exist_ok=True)
+        path = os.path.join(self._workdir, "metrics.jsonl")
+        self._last_line = _drop_lines_after(path, step)
+        self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115 - `close` closes it.
+        self._events = _summary_writer(self._workdir)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends one line to `metrics.jsonl` and the same numbers to the TensorBoard events.
+
+        Args:
+          step: larger than at the call before.
+          values: what is not finite becomes `null` in the line, as JSON has no NaN.
+
+        Raises:
+          ValueError: if the step was reported already.
+        """
+        if not self._is_main:
+            return
+        if step <= self._last_line:
+            raise ValueError(f"step {step} after step {self._last_line}: reported already.")
+        values = {"kimg": self._kimg(step)} | {k: float(v) for k, v in values.items()}
+        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._lines.write(json.dumps({"step": step} | finite) + "\n")
+        self._lines.flush()
+        self._last_line = step
+        self._events.write_scalars(step, values)
+        self._events.flush()
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Writes a picture to the TensorBoard events; uint8 `[H, W, 3]`."""
+        if not self._is_main:
+            return
+        self._events.write_images(step, {name: image})
+        self._events.flush()
+
+    def progress(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Prints one line: step, thousands of images, images/s since the last line, ETA, ..."""
+        now = time.perf_counter()
+        then, before = self._mark or (step, now)
+        self._mark = (step, now)
+        per_step = (now - before) / (step - then) if step > then else None
+        rate = eta = None
+        if per_step:
+            rate = self._images_per_step / per_step
+            eta = max(0, self._num_steps - step) * per_step
+        self._status |= {"step": step, "images_per_second": rate, "eta_seconds": eta}
+        if not self._is_main:
+            return
+        parts = [
+            f"step {step:,}/{self._num_steps:,}",
+            f"{self._kimg(step):,.1f} kimg",
+            "- images/s" if rate is None else f"{rate:,.1f} images/s",
+            f"ETA {'-' if eta is None else _clock(eta)}",
+            *(f"{name} {value:.4g}" for name, value in metrics.items()),
+            _memory(),
+        ]
+        print("  ".join(part for part in parts if part), flush=True)
+
+    def status(self, phase: str, **fields: Any) -> None:
+        """Writes `status.json`, whole or not at all.
+
+        Args:
+          phase: what the run does now, such as "train" or "done".
+          **fields: further fields, or other values for the usual ones (`step`,
+            `images_per_second`, `eta_seconds`, `last_checkpoint`, `rollbacks`); they stay until
+            they are given again.
+        """
+        self._status |= {"phase": phase} | fields
+        if self._is_main:
+            os.makedirs(self._workdir, exist_ok=True)
+            path = os.path.join(self._workdir, "status.json")
+            _write_whole(path, json.dumps(self._status, indent=2) + "\n")
+
+    def close(self) -> None:
+        """Flushes and closes all files."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _kimg(self, step):
+        return step * self._images_per_step / 1000
+
+
+@dataclasses.dataclass
+class _Row:
+    name: str
+    shape: tuple[int, ...]
+    size: int
+
+
+def parameter_table(params: Mapping[str, Any]) -> str:
+    """Returns a table of name, shape and size of each array, and the total.
+
+    Args:
+      params: a pytree of arrays or of `jax.ShapeDtypeStruct`.
+    """
+    from clu import parameter_overview
+
+    # clu's own overview sums with np.prod, which makes the total a float as soon as one parameter
+    # is a scalar (the gain of attention is); so only its table is taken.
+    rows = [
+        _Row(
+            jax.tree_util.keystr(path, simple=True, separator="/"),
+            tuple(leaf.shape),
+            math.prod(leaf.shape),
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    table = parameter_overview.make_table(rows)
+    return f"{table}\nTotal: {sum(row.size for row in rows):,} parameters"
+
+
+def silence_tensorflow() -> None:
+    """Keeps TensorFlow from talking at import; to be called before its first import."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # The note about oneDNN is printed before there is a log level; without oneDNN there is none.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+
+def _summary_writer(workdir):
+    silence_tensorflow()
+    import tensorflow as tf
+    from clu.metric_writers import SummaryWriter
+
+    # Else TensorFlow would take the memory of the accelerator that JAX works on.
+    tf.config.set_visible_devices([], "GPU")
+    return SummaryWriter(workdir)
+
+
+def _drop_lines_after(path, step):
+    """Removes the lines of later steps and what a killed process left half; returns the last."""
+    if not os.path.exists(path):
+        return -1
+    with open(path, encoding="utf-8") as f:
+        lines = f.readlines()
+    kept = []
+    last = -1
+    for line in lines:
+        try:
+            at = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if line.endswith("\n") and last < at <= step:
+            kept.append(line)
+            last = at
+    if kept != lines:
+        _write_whole(path, "".join(kept))
+    return last
+
+
+def _write_whole(path, text):
+    temporary = f"{path}.tmp{os.getpid()}"
+    with open(temporary, "w", encoding="utf-8") as f:
+        f.write(text)
+    os.replace(temporary, path)
+
+
+def _clock(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def _memory():
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_in_use" in stats:
+        peak = stats.get("peak_bytes_in_use", stats["bytes_in_use"])
+        return f"device memory {stats['bytes_in_use'] / 2**30:.2f} GiB (peak {peak / 2**30:.2f})"
+    if os.path.exists("/proc/self/statm"):
+        with open("/proc/self/statm", encoding="ascii") as f:
+            pages = int(f.read().split()[1])
+        return f"process memory {pages * os.sysconf('SC_PAGE_SIZE') / 2**30:.2f} GiB"
+    return ""  # Neither the device nor the system tells.

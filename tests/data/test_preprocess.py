@@ -1,0 +1,180 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from biggan_jax.config import ConfigError
+from biggan_jax.data import preprocess
+
+
+def _noise(*shape, dtype=np.uint8):
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+def _encoded(picture, kind="PNG", **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_square_rgb_of_the_right_size_is_unchanged():
+    image = _noise(16, 16, 3)
+    out = preprocess.to_square(image, 16)
+    assert out.dtype == np.uint8
+    np.testing.assert_array_equal(out, image)
+    np.testing.assert_array_equal(preprocess.to_square(Image.fromarray(image), 16), image)
+
+
+@pytest.mark.parametrize(
+    ("shape", "cut"),
+    [
+        ((16, 40, 3), np.s_[:, 12:28]),
+        ((40, 16, 3), np.s_[12:28, :]),
+        ((16, 17, 3), np.s_[:, 0:16]),
+    ],
+)
+def test_crop_is_the_middle_of_the_long_edge(shape, cut):
+    image = _noise(*shape)
+    np.testing.assert_array_equal(preprocess.to_square(image, 16), image[cut])
+
+
+def test_area_is_the_mean_of_blocks():
+    image = _noise(64, 96, 3)
+    blocks = image[:, 16:80].reshape(16, 4, 16, 4, 3).mean((1, 3))
+    out = preprocess.to_square(image, 16, "area")
+    # Pillow rounds twice, after the rows and after the columns.
+    assert np.abs(out - blocks).max() <= 1
+
+
+def test_pixels_outside_the_crop_do_not_leak_in():
+    image = np.zeros((64, 96, 3), np.uint8)
+    image[:, :16] = image[:, 80:] = 255
+    for resize in ("area", "bilinear", "lanczos"):
+        assert preprocess.to_square(image, 16, resize).max() == 0
+
+
+@pytest.mark.parametrize(
+    ("resize", "method"),
+    [
+        ("area", Image.Resampling.BICUBIC),
+        ("bilinear", Image.Resampling.BILINEAR),
+        ("lanczos", Image.Resampling.LANCZOS),
+    ],
+)
+def test_enlarging(resize, method):
+    image = _noise(8, 8, 3)
+    expected = np.asarray(Image.fromarray(image).resize((32, 32), method))
+    np.testing.assert_array_equal(preprocess.to_square(image, 32, resize), expected)
+
+
+def test_resize_methods_differ_when_shrinking():
+    image = _noise(64, 64, 3)
+    results = [preprocess.to_square(image, 16, r) for r in ("area", "bilinear", "lanczos")]
+    assert not np.array_equal(results[0], results[1])
+    assert not np.array_equal(results[1], results[2])
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 16, 1)])
+def test_grey_array_has_three_equal_channels(shape):
+    image = _noise(*shape)
+    out = preprocess.to_square(image, 16)
+    for channel in range(3):
+        np.testing.assert_array_equal(out[..., channel], image.reshape(16, 16))
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 16, 3)])
+def test_16_bit_array(shape):
+    image = _noise(*shape, dtype=np.uint16)
+    out = preprocess.to_square(image, 16).astype(float)
+    expected = np.broadcast_to(image.reshape(16, 16, -1) / 257, (16, 16, 3))
+    assert np.abs(out - expected).max() <= 0.51
+
+
+def test_16_bit_grey_file_uses_the_whole_range():
+    ramp = np.linspace(0, 65535, 16 * 16).astype(np.uint16).reshape(16, 16)
+    out = preprocess.decode(_encoded(Image.fromarray(ramp)), "ramp", 16)
+    assert (out.min(), out.max()) == (0, 255)
+    assert np.abs(out[..., 1] - ramp / 257).max() <= 0.51
+
+
+def test_transparency_is_laid_on_white():
+    image = np.zeros((16, 16, 4), np.uint8)
+    image[..., 0] = 200
+    image[:, 8:, 3] = 255
+    image[8:, :8, 3] = 51
+    for given in (image, Image.fromarray(image)):
+        out = preprocess.to_square(given, 16)
+        assert (out[0, 0] == 255).all()
+        assert out[0, 15].tolist() == [200, 0, 0]
+        np.testing.assert_allclose(out[15, 0], [244, 204, 204], atol=1)
+
+
+def test_palette_with_a_transparent_entry():
+    picture = Image.new("P", (16, 16), 1)
+    picture.putpalette([10, 20, 30, 40, 50, 60])
+    picture.paste(0, (0, 0, 16, 8))
+    out = preprocess.decode(_encoded(picture, transparency=0), "palette", 16)
+    assert out[0, 0].tolist() == [255, 255, 255]
+    assert out[15, 0].tolist() == [40, 50, 60]
+
+
+def test_cmyk_file():
+    picture = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    out = preprocess.decode(_encoded(picture, "JPEG"), "cmyk", 16)
+    np.testing.assert_allclose(out.reshape(-1, 3).mean(0), [255, 0, 0], atol=4)
+
+
+def test_bilevel():
+    picture = Image.new("1", (16, 16), 1)
+    assert (preprocess.to_square(picture, 16) == 255).all()
+    assert (preprocess.to_square(np.ones((16, 16), bool), 16) == 255).all()
+
+
+def test_exif_orientation_is_obeyed():
+    image = np.zeros((16, 16, 3), np.uint8)
+    image[:8, :8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # The camera was turned: show it rotated by 90 degrees clockwise.
+    out = preprocess.decode(_encoded(Image.fromarray(image), exif=exif), "turned", 16)
+    np.testing.assert_array_equal(out, np.rot90(image, -1))
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((4, 4, 3), np.float32), ["float32", "uint8"]),
+        (np.zeros((4, 4, 2), np.uint8), ["[4, 4, 2]", "[H, W, 3]"]),
+        (np.zeros((4,), np.uint8), ["[4]"]),
+        (Image.new("F", (4, 4)), ["floating-point"]),
+        (Image.new("I", (4, 4), 70000), ["32-bit"]),
+    ],
+)
+def test_pixels_without_a_range_are_refused(image, words):
+    with pytest.raises(ConfigError) as e:
+        preprocess.to_square(image, 16)
+    assert all(word in str(e.value) for word in words)
+
+
+def test_unknown_resize_is_refused():
+    with pytest.raises(ConfigError, match=r"data\.resize='cubic'.*area, bilinear, lanczos"):
+        preprocess.to_square(_noise(4, 4, 3), 16, "cubic")
+
+
+def test_unreadable_files_are_named(tmp_path):
+    whole = _encoded(Image.fromarray(_noise(32, 32, 3)))
+    cut_off = tmp_path / "cut.png"
+    cut_off.write_bytes(whole[: len(whole) // 2])
+    text = tmp_path / "text.png"
+    text.write_text("not a picture")
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    for path in (cut_off, text, empty, tmp_path / "absent.png"):
+        with pytest.raises(ConfigError) as e:
+            preprocess.decode(str(path), str(path), 16)
+        message = str(e.value)
+        assert message.startswith(str(path))
+        assert message.endswith(".")
+        assert "\n" not in message
+    with pytest.raises(ConfigError, match=r"record 7 .*empty"):
+        preprocess.decode(b"", "record 7", 16)

@@ -1,0 +1,65 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from biggan_jax import config as config_lib
+from biggan_jax.gan import state as state_lib
+
+
+def small_config(**changes):
+    c = config_lib.default()
+    c.model.update(resolution=16, z_dim=12, g_attention=(), d_attention=(), num_classes=5)
+    c = config_lib.shrink(c)
+    for key, value in changes.items():
+        config_lib.override(c, key.replace("__", "."), str(value))
+    return config_lib.resolve(c, 1)
+
+
+@pytest.mark.parametrize("beta1", [0.0, 0.5])
+def test_adam_follows_torchs_formula(beta1):
+    config = small_config(optim__beta1=beta1, optim__eps=1e-6)
+    optimizer = state_lib.optimizer(config, 0.01)
+    rng = np.random.default_rng(0)
+    w = {"w": jnp.zeros(6)}
+    state = optimizer.init(w)
+    moment, second, want = np.zeros(6), np.zeros(6), np.zeros(6)
+    for t in range(1, 6):
+        g = (rng.normal(size=6) * [1e-7, 1e-6, 1e-3, 1, 10, 0]).astype(np.float32)
+        updates, state = optimizer.update({"w": jnp.asarray(g)}, state, w)
+        w = optax.apply_updates(w, updates)
+        g = np.float64(g)
+        moment = beta1 * moment + (1 - beta1) * g
+        second = 0.999 * second + 0.001 * g * g
+        corrected = np.sqrt(second / (1 - 0.999**t)) + 1e-6
+        want -= 0.01 * moment / (1 - beta1**t) / corrected
+    np.testing.assert_allclose(w["w"], want, atol=1e-7)
+
+
+def test_no_first_moment_is_kept_where_beta1_is_0():
+    config = small_config()
+    params = {"w": jnp.zeros((1000,))}
+    size = lambda s: sum(x.size for x in jax.tree.leaves(s))  # noqa: E731
+    assert size(state_lib.optimizer(config, 0.1).init(params)) <= 1001
+    config = small_config(optim__beta1=0.5)
+    assert size(state_lib.optimizer(config, 0.1).init(params)) >= 2000
+
+
+def test_first_state():
+    config = small_config()
+    state = jax.jit(lambda: state_lib.init(config))()
+    again = jax.jit(lambda: state_lib.init(config))()
+    jax.tree.map(np.testing.assert_array_equal, state, again)
+    jax.tree.map(np.testing.assert_array_equal, state.g_params, state.ema_params)
+    pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state)]
+    assert len(set(pointers)) == len(pointers)  # Donation needs every buffer once.
+    for path, leaf in jax.tree_util.tree_leaves_with_path((state.g_params, state.d_params)):
+        if path[-1].key == "bias":
+            np.testing.assert_array_equal(leaf, 0)
+        if path[-1].key == "kernel":
+            w = np.float64(leaf).reshape(-1, leaf.shape[-1])
+            w = w if w.shape[0] >= w.shape[1] else w.T
+            np.testing.assert_allclose(w.T @ w, np.eye(w.shape[1]), atol=1e-5)
+    other = jax.jit(lambda: state_lib.init(small_config(seed=1)))()
+    assert np.abs(state.g_params["linear"]["kernel"] - other.g_params["linear"]["kernel"]).max() > 0

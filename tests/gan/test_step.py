@@ -1,0 +1,258 @@
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from biggan_jax.gan import losses
+from biggan_jax.gan import step as step_lib
+from biggan_jax.parallel import mesh as mesh_lib
+from tests.gan.test_state import small_config
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def make_batch(config, mesh, seed=0):
+    rng = np.random.default_rng(seed)
+    rounds, size = config.d_steps * config.accumulation, config.batch_size // config.accumulation
+    side = config.model.resolution
+    batch = {
+        "image": rng.integers(0, 256, (rounds, size, side, side, 3), dtype=np.uint8),
+        "label": rng.integers(0, config.model.num_classes, (rounds, size), dtype=np.int32),
+    }
+    return mesh_lib.put_batch(batch, mesh)
+
+
+@functools.cache
+def compiled(devices, config):
+    mesh = mesh_lib.make_mesh(devices)
+    state = step_lib.init_state(config, mesh)
+    step = step_lib.make_train_step(config, mesh).lower(state, make_batch(config, mesh)).compile()
+    return mesh, step
+
+
+def run(config, devices, steps=2):
+    mesh, step = compiled(devices, config)
+    state, seen = step_lib.init_state(config, mesh), []
+    for i in range(steps):
+        state, metrics = step(state, make_batch(config, mesh, i))
+        seen.append(jax.tree.map(float, metrics))
+    return state, seen
+
+
+def relative(a, b):
+    a, b = np.float64(a), np.float64(b)
+    return np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-12)
+
+
+def test_eight_devices_make_the_step_of_one():
+    config = small_config()
+    one, metrics_one = run(config, 1)
+    eight, metrics_eight = run(config, 8)
+    for a, b in zip(metrics_eight, metrics_one, strict=True):
+        for name in a:
+            assert abs(a[name] - b[name]) <= 1e-4 * max(1, abs(b[name])), name
+    for name in ("g_batch_stats", "g_spectral", "d_spectral", "d_params"):
+        jax.tree.map(lambda a, b: assert_near(a, b, 1e-4), getattr(eight, name), getattr(one, name))
+
+
+def assert_near(a, b, tolerance):
+    assert relative(a, b) <= tolerance
+
+
+def test_eight_devices_give_the_gradients_of_one():
+    config = small_config()
+    gradients = {}
+    for devices in (1, 8):
+        mesh = mesh_lib.make_mesh(devices)
+        update = step_lib.Update(config, mesh)
+        state = step_lib.init_state(config, mesh)
+        batch = make_batch(config, mesh)
+        draws = jax.jit(update.draw)(0)
+        real = batch["image"][0] / 127.5 - 1
+        d = jax.jit(update.d_gradients)(
+            state, real, batch["label"][0], draws.d_z[0], draws.d_labels[0]
+        )
+        g = jax.jit(update.g_gradients)(state, draws.g_z[0], draws.g_labels[0])
+        gradients[devices] = {"d": d[0], "g": g[0]}
+    for net in ("d", "g"):
+        largest = max(np.abs(x).max() for x in jax.tree.leaves(gradients[1][net]))
+        jax.tree.map(
+            lambda a, b, largest=largest: np.testing.assert_allclose(a, b, atol=1e-5 * largest),
+            gradients[8][net],
+            gradients[1][net],
+        )
+
+
+def test_draws_are_the_same_on_any_mesh_and_new_each_step():
+    config = small_config()
+    draws = {
+        devices: jax.jit(step_lib.Update(config, mesh_lib.make_mesh(devices)).draw)
+        for devices in (1, 8)
+    }
+    first, again = draws[1](3), draws[8](3)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    other = draws[1](4)
+    z = np.concatenate([np.ravel(x) for x in (first.d_z, first.g_z, other.d_z, other.g_z)])
+    assert len(np.unique(z)) == len(z)  # No latent comes twice: not over updates, not over steps.
+    labels = np.concatenate([draws[1](i).d_labels.ravel() for i in range(50)])
+    counts = np.bincount(labels, minlength=5)
+    assert len(counts) == 5 and counts.min() > 0.6 * counts.mean()
+
+
+def collectives(text):
+    """Names and result shapes of the collectives in a compiled program."""
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    pattern = rf"= (\([^)]*\)|\S+) ({kinds})(?:-start)?\("
+    return re.findall(pattern, text)
+
+
+def test_the_step_moves_nothing_but_sums_between_devices():
+    _, step = compiled(8, small_config())
+    found = collectives(step.as_text())
+    assert found
+    assert {kind for _, kind in found} == {"all-reduce"}
+    _, one = compiled(1, small_config())
+    assert not collectives(one.as_text())
+
+
+def test_the_state_is_donated():
+    config = small_config()
+    mesh, step = compiled(1, config)
+    state = step_lib.init_state(config, mesh)
+    kernel = state.g_params["linear"]["kernel"]
+    step(state, make_batch(config, mesh))
+    assert kernel.is_deleted()
+
+
+def test_each_d_update_sees_its_own_reals_and_fakes():
+    """Changing the reals of one D update changes what a step ends with, each of them."""
+    config = small_config()
+    mesh, step = compiled(1, config)
+    batch = make_batch(config, mesh)
+
+    def end(image):
+        state, _ = step(step_lib.init_state(config, mesh), {**batch, "image": image})
+        return np.asarray(state.d_params["block0"]["conv1"]["kernel"])
+
+    base = end(batch["image"])
+    for k in range(config.d_steps):
+        changed = np.array(batch["image"])
+        changed[k] = 255 - changed[k]
+        moved = end(mesh_lib.put_batch(changed, mesh))
+        assert np.abs(moved - base).max() > 1e-7, k
+
+
+def plain_step(update, state, batch, draws):
+    """The iteration of spec section 11.2 in a few lines: concatenated batches, no accumulation."""
+    c = update.config
+    to_float = lambda x: x.astype(jnp.float32) / 127.5 - 1  # noqa: E731
+    for k in range(c.d_steps):
+        variables = {"batch_stats": state.g_batch_stats, "spectral": state.g_spectral}
+        fake, moved = update.generator.apply(
+            {"params": state.g_params, **variables},
+            draws.d_z[k],
+            draws.d_labels[k],
+            train=True,
+            mutable=["batch_stats", "spectral"],
+        )
+        images = jnp.concatenate([fake, to_float(batch["image"][k])])
+        labels = jnp.concatenate([draws.d_labels[k], batch["label"][k]])
+
+        def loss(params, images=images, labels=labels, spectral=state.d_spectral):
+            logits, moved = update.discriminator.apply(
+                {"params": params, "spectral": spectral}, images, labels, mutable=["spectral"]
+            )
+            fake, real = jnp.split(logits, 2)
+            return sum(losses.d_hinge(real, fake)), moved["spectral"]
+
+        grads, d_spectral = jax.grad(loss, has_aux=True)(state.d_params)
+        updates, opt = update.d_optimizer.update(grads, state.d_opt)
+        state = state.replace(
+            d_params=optax.apply_updates(state.d_params, updates),
+            d_opt=opt,
+            d_spectral=d_spectral,
+            g_batch_stats=moved["batch_stats"],
+            g_spectral=moved["spectral"],
+        )
+    return state
+
+
+def test_interleaving_changes_no_d_update():
+    config = small_config()
+    mesh, step = compiled(1, config)
+    update = step_lib.Update(config, mesh)
+    state, batch = step_lib.init_state(config, mesh), make_batch(config, mesh)
+    want = jax.jit(functools.partial(plain_step, update))(state, batch, jax.jit(update.draw)(0))
+    got, _ = step(state, batch)
+    jax.tree.map(lambda a, b: assert_near(a, b, 1e-5), got.d_params, want.d_params)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_accumulated_micro_batches_make_the_gradient_of_the_whole_batch(scan):
+    """For D, which has no BN; spectral norm's u is held by orthogonal weights (sigma is 1)."""
+    config = small_config(batch_size=8, accumulation=1)
+    mesh = mesh_lib.make_mesh(1)
+    update = step_lib.Update(config, mesh)
+    update.scan = scan
+    state = step_lib.init_state(config, mesh)
+    rng = np.random.default_rng(0)
+    images = jnp.float32(rng.normal(size=(4, 4, 16, 16, 3)))
+    labels = jnp.asarray(rng.integers(0, 5, (4, 4)))
+
+    def d_gradients(state, x, y):
+        def loss(params):
+            logits, _ = update.judge(params, state.d_spectral, x, y)
+            return losses.g_hinge(logits), logits
+
+        grads, logits = jax.grad(loss, has_aux=True)(state.d_params)
+        return grads, state, {"fake": logits}
+
+    accumulate = lambda *x: update._accumulate(d_gradients, state, x)  # noqa: E731
+    parts, _, logits = jax.jit(accumulate)(images, labels)
+    whole, _, _ = jax.jit(accumulate)(images.reshape(1, 16, 16, 16, 3), labels.reshape(1, 16))
+    assert logits["fake"].shape == (4, 4)
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(whole))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), parts, whole)
+
+
+def test_micro_batches_in_a_loop_equal_unrolled_ones():
+    config = small_config(batch_size=8, accumulation=4, d_steps=1)
+    mesh = mesh_lib.make_mesh(1)
+    batch = make_batch(config, mesh)
+    ends = []
+    for scan in (False, True):
+        update = step_lib.Update(config, mesh)
+        update.scan = scan
+        state, metrics = jax.jit(update.step)(step_lib.init_state(config, mesh), batch)
+        ends.append((state.d_params, state.d_spectral, state.g_batch_stats, metrics))
+    jax.tree.map(lambda a, b: assert_near(a, b, 1e-4), *ends)
+
+
+def test_flips_half_of_the_reals():
+    config = small_config(data__flip=True)
+    update = step_lib.Update(config, mesh_lib.make_mesh(1))
+    images = jnp.tile(jnp.linspace(-1, 1, 16)[None, None, None, :, None], (1, 400, 16, 1, 3))
+    out = np.asarray(update._to_float(images, jnp.array(0), 0))
+    flipped = (out[0, :, 0, 0, 0] > 0).mean()
+    assert 0.4 < flipped < 0.6
+    same = np.asarray(images[0, 0])
+    for image in out[0, :20]:
+        assert np.array_equal(image, same) or np.array_equal(image, same[:, ::-1])
+    other = np.asarray(update._to_float(images, jnp.array(0), 1))
+    assert not np.array_equal(out, other)  # Each D step flips anew.
+
+
+def test_bfloat16_step_runs_and_keeps_float32_state():
+    config = small_config(model__dtype="bfloat16")
+    state, seen = run(config, 1, steps=1)
+    assert all(np.isfinite(v) for v in seen[0].values())
+    for leaf in jax.tree.leaves(state):
+        assert leaf.dtype in (jnp.float32, jnp.int32)

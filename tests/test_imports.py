@@ -1,0 +1,65 @@
+"""Imports point one way, and the package itself is light."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import biggan_jax
+
+PACKAGE = pathlib.Path(biggan_jax.__file__).parent
+# What a room may import of ours, besides itself; `config` and the package itself are for all.
+ALLOWED = {
+    "config": set(),
+    "models": set(),
+    "parallel": set(),
+    "data": set(),
+    "gan": {"models", "parallel"},
+    "sample": {"gan", "models", "parallel"},
+    "train": {"sample", "data", "gan", "models", "parallel"},
+    "cli": {"train", "sample"},
+}
+BARE = {"models", "gan", "parallel"}
+BARE_PACKAGES = {"jax", "flax", "optax", "ml_collections", "numpy", "biggan_jax"}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    here = room(path)
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "biggan_jax" and here != "__init__":
+            other = parts[1]
+            assert other in {here, "config", "__version__"} | ALLOWED[here], name
+        if here in BARE:
+            assert parts[0] in BARE_PACKAGES | sys.stdlib_module_names, name
+
+
+def test_every_room_is_known():
+    assert {room(path) for path in FILES} == set(ALLOWED) | {"__init__"}
+
+
+def test_the_package_imports_nothing_heavy():
+    code = (
+        "import sys, biggan_jax, biggan_jax.cli, biggan_jax.train.loop;"
+        "heavy = {'tensorflow', 'tensorflow_datasets', 'clu', 'orbax', 'grain', 'sklearn'};"
+        "sys.exit(' '.join(sorted(heavy & set(sys.modules))) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,166 @@
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import flax
+import jax
+import numpy as np
+import pytest
+
+from biggan_jax.train import report
+from biggan_jax.train.report import Reporter, parameter_table
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_scalars_go_to_the_file_at_once_and_to_tensorboard(tmp_path):
+    with Reporter(tmp_path / "run", num_steps=100, images_per_step=500) as reporter:
+        reporter.start(0)
+        reporter.scalars(1, {"d_loss": np.float32(1.5), "g_loss": 2})
+        assert lines(tmp_path / "run") == [{"step": 1, "kimg": 0.5, "d_loss": 1.5, "g_loss": 2.0}]
+        reporter.scalars(3, {"d_loss": float("nan"), "g_loss": float("-inf")})
+        reporter.image(3, "samples", np.zeros((4, 6, 3), np.uint8))
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert text.splitlines()[1] == '{"step": 3, "kimg": 1.5, "d_loss": null, "g_loss": null}'
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    scalars = {
+        name: [(e.step, float(tensor(e))) for e in events.Tensors(name)]
+        for name in ("d_loss", "kimg")
+    }
+    assert scalars["kimg"] == [(1, 0.5), (3, 1.5)]
+    assert scalars["d_loss"][0] == (1, 1.5)
+    assert np.isnan(scalars["d_loss"][1][1])
+    assert [e.step for e in events.Tensors("samples")] == [3]
+
+
+def tensor(event):
+    import tensorflow as tf
+
+    return tf.make_ndarray(event.tensor_proto)
+
+
+def test_a_step_is_reported_once(tmp_path):
+    with Reporter(tmp_path, 100, 10) as reporter:
+        reporter.start(0)
+        reporter.scalars(5, {"a": 1})
+        for step in (5, 4):
+            with pytest.raises(ValueError, match=f"step {step} after step 5"):
+                reporter.scalars(step, {"a": 2})
+    assert [line["step"] for line in lines(tmp_path)] == [5]
+
+
+@pytest.mark.parametrize(("resumed", "kept"), [(0, []), (4, [2, 4]), (5, [2, 4]), (9, [2, 4, 6])])
+def test_resume_forgets_later_steps_and_half_lines(tmp_path, resumed, kept):
+    with Reporter(tmp_path, 100, 10) as reporter:
+        reporter.start(0)
+        for step in (2, 4, 6):
+            reporter.scalars(step, {"run": 1})
+    with open(tmp_path / "metrics.jsonl", "a") as f:
+        f.write('{"step": 7, "kimg"')  # What kill -9 leaves.
+    with Reporter(tmp_path, 100, 10) as reporter:
+        reporter.start(resumed)
+        reporter.scalars(resumed + 1, {"run": 2})
+    found = lines(tmp_path)
+    assert [line["step"] for line in found] == [*kept, resumed + 1]
+    assert [line["run"] for line in found] == [1] * len(kept) + [2]
+    assert not list(tmp_path.glob("*.tmp*"))
+
+
+def test_progress_line_and_status(tmp_path, capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(report.time, "perf_counter", lambda: now[0])
+    with Reporter(tmp_path, num_steps=20_000, images_per_step=512) as reporter:
+        reporter.start(1000)
+        reporter.status("train", last_checkpoint=1000)
+        assert json.loads((tmp_path / "status.json").read_text()) == {
+            "phase": "train",
+            "step": 1000,
+            "images_per_second": None,
+            "eta_seconds": None,
+            "last_checkpoint": 1000,
+            "rollbacks": 0,
+        }
+        now[0] += 4.0
+        reporter.progress(1010, {"d_loss": 1.23456, "g_loss": -0.5})
+        reporter.status("train")
+        # Only the time since the line before counts: 5 steps in 1 s.
+        now[0] += 1.0
+        reporter.progress(1015, {})
+    first, second = capsys.readouterr().out.splitlines()
+    memory = r"process memory \d+\.\d\d GiB"
+    assert re.fullmatch(
+        r"step 1,010/20,000  517\.1 kimg  1,280\.0 images/s  ETA 2:06:36"
+        r"  d_loss 1\.235  g_loss -0\.5  " + memory,
+        first,
+    )
+    assert "  2,560.0 images/s  ETA 1:03:17  " in second
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["images_per_second"] == pytest.approx(1280)
+    assert status["eta_seconds"] == pytest.approx(7596)
+    assert (status["step"], status["last_checkpoint"]) == (1010, 1000)
+    assert not list(tmp_path.glob("*.tmp*"))
+
+
+def test_device_memory_is_told_where_the_device_tells_it(monkeypatch):
+    class Device:
+        def memory_stats(self):
+            return {"bytes_in_use": 3 << 29, "peak_bytes_in_use": 1 << 31}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    assert report._memory() == "device memory 1.50 GiB (peak 2.00)"
+
+
+def test_other_processes_write_nothing(tmp_path, capsys):
+    with Reporter(tmp_path / "run", 10, 10, is_main=False) as reporter:
+        reporter.start(0)
+        reporter.scalars(1, {"a": 1})
+        reporter.progress(1, {"a": 1})
+        reporter.image(1, "a", np.zeros((4, 4, 3), np.uint8))
+        reporter.status("train")
+    assert not (tmp_path / "run").exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_parameter_table_counts_exactly():
+    tree = {
+        "conv": {"kernel": jax.ShapeDtypeStruct((3, 3, 64, 96), np.float32)},
+        "gamma": jax.ShapeDtypeStruct((), np.float32),
+    }
+    for params in (tree, flax.core.freeze(tree)):
+        table = parameter_table(params)
+        assert re.search(r"\| conv/kernel +\| \(3, 3, 64, 96\) +\| 55,296 +\|", table)
+        assert re.search(r"\| gamma +\| \(\) +\| 1 +\|", table)
+        assert table.endswith("\nTotal: 55,297 parameters")
+
+
+QUIET = """
+import sys
+from biggan_jax.train.report import Reporter, parameter_table
+import numpy as np
+parameter_table({"x": np.zeros(3)})
+assert "tensorflow" not in sys.modules
+with Reporter(sys.argv[1], 2, 1) as reporter:
+    reporter.start(0)
+    reporter.scalars(1, {"a": 1.0})
+"""
+
+
+@pytest.mark.multiprocess
+def test_tensorflow_is_imported_late_and_says_nothing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", QUIET, str(tmp_path)],
+        cwd=pathlib.Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(lines(tmp_path)) == 1
