@@ -13,8 +13,7 @@ from biggan_jax.models import biggan
 Tree = Any
 
 
-@flax.struct.dataclass
-class GanState:
+class GanState(flax.struct.PyTreeNode):
     """Both networks, their optimizers and G's average.
 
     The EMA generator is (`ema_params`, `ema_batch_stats`, `g_spectral`): u is copied, not averaged,

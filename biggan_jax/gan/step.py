@@ -44,10 +44,11 @@ class Update:
     def __init__(self, config: Mapping[str, Any], mesh: Mesh):
         """Builds the networks and optimizers of a resolved config."""
         self.config, self.mesh = config, mesh
+        platform = mesh.devices.flat[0].platform
         # Micro-batches run in a loop, which bounds memory, but on CPU: XLA:CPU runs convolutions
         # inside a loop 10 to 30 times slower.
-        self.scan = mesh.devices.flat[0].platform != "cpu"
-        self.generator, self.discriminator = biggan.build(config)
+        self.scan = platform != "cpu"
+        self.generator, self.discriminator = biggan.build(config, platform)
         self.g_optimizer = state_lib.optimizer(config, config["optim"]["g_lr"])
         self.d_optimizer = state_lib.optimizer(config, config["optim"]["d_lr"])
 
@@ -208,10 +209,11 @@ class Update:
             return (jax.tree.map(jnp.add, total, grads), state), logits
 
         first_grads, state, first = gradients(state, *(x[0] for x in inputs))
-        carry, rest = (first_grads, state), []
+        carry: Any = (first_grads, state)
+        rest: list = []
         if self.scan and count > 1:
-            carry, rest = jax.lax.scan(add, carry, tuple(x[1:] for x in inputs))
-            logits = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
+            carry, later = jax.lax.scan(add, carry, tuple(x[1:] for x in inputs))
+            logits = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, later)
         else:
             for a in range(1, count):
                 carry, more = add(carry, tuple(x[a] for x in inputs))

@@ -180,11 +180,20 @@ class Discriminator(nn.Module):
         return self.dense(1, name="linear")(h)[:, 0] + jnp.sum(projection * h, axis=1)
 
 
-def build(config: Mapping[str, Any]) -> tuple[Generator, Discriminator]:
-    """Makes both networks from a resolved config (its `model` part)."""
+def build(
+    config: Mapping[str, Any], platform: str | None = None
+) -> tuple[Generator, Discriminator]:
+    """Makes both networks.
+
+    Args:
+      config: resolved; its `model` part is read.
+      platform: of the devices that will run them ("cpu", "tpu", ...), where they may not be those
+        of JAX's default backend; convolution forms depend on it.
+    """
     m = config["model"]
+    form = None if platform in (None, "cpu") else "plain"
     init, dtype = ops.INITS[m["init"]], jnp.dtype(m["dtype"])
-    conv = partial(ops.SpectralConv, eps=m["sn_eps"], kernel_init=init, dtype=dtype)
+    conv = partial(ops.SpectralConv, eps=m["sn_eps"], kernel_init=init, dtype=dtype, form=form)
     dense = partial(ops.SpectralDense, eps=m["sn_eps"], kernel_init=init)
     bn = partial(
         norm.BatchNorm,

@@ -74,6 +74,7 @@ class SpectralConv(_Spectral):
       eps: spectral norm's lower bound for norms.
       kernel_init: kernel initialiser.
       dtype: of the convolution.
+      form: how it is computed, see `conv`; None picks by backend and shape.
     """
 
     features: int
@@ -83,6 +84,7 @@ class SpectralConv(_Spectral):
     eps: float = 1e-4
     kernel_init: Init = INITS["orthogonal"]
     dtype: jnp.dtype = jnp.float32
+    form: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -100,11 +102,11 @@ class SpectralConv(_Spectral):
             # them where there are fewer pixels.
             if self.resample == "down":
                 x = conv.avg_pool2(x)
-            y = conv.conv1x1(x, w)
+            y = conv.conv1x1(x, w, form=self.form)
             y = y if b is None else y + b
             return conv.nearest_up2(y) if self.resample == "up" else y
-        form = {None: conv.conv3x3, "up": conv.up_conv3x3, "down": conv.conv3x3_down}
-        y = form[self.resample](x, w)
+        convolve = {None: conv.conv3x3, "up": conv.up_conv3x3, "down": conv.conv3x3_down}
+        y = convolve[self.resample](x, w, form=self.form)
         return y if b is None else y + b
 
 

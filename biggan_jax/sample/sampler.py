@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
@@ -27,10 +28,11 @@ class Sampler:
         """Compiles nothing yet; the config is resolved."""
         self.config, self.mesh = config, mesh
         self.batch_size = config["sample"]["standing_batch"]
-        self._generator, _ = biggan.build(config)
+        platform = mesh.devices.flat[0].platform
+        self._generator, _ = biggan.build(config, platform)
         # Momentum 0 makes the running statistics those of the last batch.
         model = {**config["model"], "bn_momentum": 0.0, "bn_group_size": self.batch_size}
-        self._fresh, _ = biggan.build({"model": model})
+        self._fresh, _ = biggan.build({"model": model}, platform)
         self._pass = jax.jit(self._moments, static_argnames="truncation")
         self._images = jax.jit(self._generate, static_argnames="truncation")
 
@@ -105,7 +107,7 @@ class Sampler:
 class Samples:
     """A state's EMA generator with statistics made once a truncation."""
 
-    def __init__(self, config: Mapping[str, Any], state: GanState, mesh: Mesh):
+    def __init__(self, config: ml_collections.FrozenConfigDict, state: GanState, mesh: Mesh):
         """Takes a resolved config and a whole state."""
         self.config, self.state = config, state
         self._sampler = Sampler(config, mesh)

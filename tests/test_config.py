@@ -1,0 +1,141 @@
+import glob
+import json
+
+import pytest
+
+from biggan_jax import config as config_lib
+from biggan_jax.config import ConfigError
+
+
+def resolved(devices=1, **changes):
+    c = config_lib.default()
+    for key, value in changes.items():
+        config_lib.override(c, key.replace("__", "."), str(value))
+    return config_lib.resolve(c, devices)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "want"),
+    [
+        ("batch_size", "64", 64),
+        ("model.g_attention", "32,64", (32, 64)),
+        ("model.g_attention", "32", (32,)),
+        ("model.g_attention", "()", ()),
+        ("optim.g_lr", "1", 1.0),
+        ("optim.g_lr", "1e-4", 1e-4),
+        ("data.name", "10", "10"),
+        ("data.dir", "some/folder", "some/folder"),
+        ("device_count", "4", 4),
+        ("model.remat", "true", True),
+        ("model.remat", "False", False),
+    ],
+)
+def test_overrides_keep_the_type(key, text, want):
+    c = config_lib.default()
+    config_lib.override(c, key, text)
+    got = config_lib.flatten(c)[key]
+    assert got == want and type(got) is type(want)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("batch_sise", "1", "unknown key; did you mean 'batch_size'?"),
+        ("model.g_chh", "1", "unknown key; did you mean 'model.g_ch'?"),
+        ("batch_size", "1.5", "'1.5' is not a whole number."),
+        ("batch_size", "many", "'many' is not a whole number."),
+        ("optim.g_lr", "fast", "'fast' is not a number."),
+        ("model.remat", "1", "'1' is not true or false."),
+        ("model.g_attention", "'a'", "is not a list of whole numbers"),
+        ("model", "1", "unknown key"),
+        ("device_count", "two", "'two' is not a whole number."),
+    ],
+)
+def test_bad_overrides_are_named(key, text, message):
+    with pytest.raises(ConfigError) as e:
+        config_lib.override(config_lib.default(), key, text)
+    assert message in str(e.value) and key in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 100, "device_count": 8}, "batch_size=100: must be a multiple of"),
+        ({"batch_size": 100, "device_count": 8}, "nearest is 96"),
+        ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        (
+            {"model__resolution": 96},
+            "model.resolution=96: must be one of 16, 32, 64, 128, 256, 512",
+        ),
+        ({"model__resolution": 96}, "nearest is 64"),
+        ({"model__z_dim": 128}, "model.z_dim=128: must be a multiple of 6"),
+        ({"model__z_dim": 128}, "nearest is 126"),
+        ({"model__g_attention": 48}, "48 is not the size of a block's output"),
+        ({"model__d_attention": 128}, "model.d_attention=(128,)"),
+        ({"model__dtype": "float16"}, "model.dtype='float16': must be one of float32, bfloat16"),
+        ({"model__init": "ortogonal"}, "did you mean 'orthogonal'?"),
+        ({"model__shared_embedding": False}, "model.hierarchical_z=True: needs"),
+        ({"model__bn_group_size": 3}, "model.bn_group_size=3: must divide"),
+        ({"optim__g_lr": -1.0}, "optim.g_lr=-1.0: must be a number above 0"),
+        ({"optim__beta2": 1.0}, "optim.beta2=1.0"),
+        ({"ema__start": -1}, "ema.start=-1"),
+        ({"device_count": 0}, "device_count=0: must be at least 1"),
+        ({"sample__classes": 1001}, "sample.classes=1001: must be at most model.num_classes"),
+        ({"sample__standing_batch": 3, "device_count": 2}, "sample.standing_batch=3"),
+    ],
+)
+def test_impossible_configs_are_named(changes, message):
+    with pytest.raises(ConfigError) as e:
+        resolved(**changes)
+    assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_resolving_leaves_nothing_open_and_can_be_read_back():
+    c = resolved(devices=8, accumulation=4)
+    assert (c.device_count, c.model.bn_group_size, c.sample.standing_batch) == (8, 512, 512)
+    assert [k for k, v in config_lib.flatten(c).items() if v is None] == ["data.dir"]
+    text = config_lib.to_json(c)
+    assert config_lib.to_json(config_lib.from_json(text)) == text
+    assert json.loads(text)["model"]["g_attention"] == [64]
+    with pytest.raises(AttributeError):
+        c.batch_size = 1
+
+
+def test_every_config_file_resolves_as_does_its_small_version():
+    files = sorted(glob.glob("configs/*.py"))
+    assert len(files) >= 7
+    for file in files:
+        config_lib.resolve(config_lib.load(file), 1)
+        config_lib.resolve(config_lib.shrink(config_lib.load(file)), 8)
+
+
+@pytest.mark.parametrize(
+    "file", ["cifar10.py:author_pytorch", "biggan128.py:author_pytorch", "biggan512.py:z128"]
+)
+def test_variants(file):
+    plain = config_lib.load(f"configs/{file.split(':')[0]}")
+    variant = config_lib.load(f"configs/{file}")
+    assert config_lib.flatten(config_lib.resolve(variant, 1)) != config_lib.flatten(plain)
+
+
+def test_the_papers_recipe():
+    c = config_lib.load("configs/biggan128.py")
+    assert (c.batch_size, c.d_steps, c.optim.g_lr, c.optim.d_lr) == (2048, 2, 5e-5, 2e-4)
+    assert (c.optim.g_ortho, c.model.bn_eps, c.model.sn_eps, c.ema.decay) == (
+        1e-4,
+        1e-4,
+        1e-4,
+        0.9999,
+    )
+
+
+def test_missing_files_and_variants_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"did you mean 'configs/digits\.py'\?"):
+        config_lib.load("configs/digit.py")
+    with pytest.raises(ConfigError, match="has no variants"):
+        config_lib.load("configs/digits.py:big")
+    with pytest.raises(ConfigError, match=r"unknown variant 'author_pytorh'.*did you mean"):
+        config_lib.load("configs/biggan128.py:author_pytorh")
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ConfigError, match="has no function get_config"):
+        config_lib.load(str(tmp_path / "empty.py"))
