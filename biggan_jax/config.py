@@ -191,8 +191,6 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
         value = tuple(value)
     elif wanted is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if value is None and flat[key] is None:
-        return
     if wanted is not type(None) and type(value) is not wanted:
         raise ConfigError(f"--config.{key}: {text!r} is not {_type_name(wanted)}.")
     node[leaf] = value
@@ -229,7 +227,8 @@ def from_json(text: str) -> ml_collections.FrozenConfigDict:
     try:
         config = default()
         for key, value in flatten(json.loads(text)).items():
-            override(config, key, value if isinstance(value, str) else repr(value))
+            if value is not None:  # Left open: `data.dir` alone.
+                override(config, key, value if isinstance(value, str) else repr(value))
     except json.JSONDecodeError as e:
         raise ConfigError(f"config.json is not JSON: {e}.") from None
     return ml_collections.FrozenConfigDict(config)

@@ -34,7 +34,7 @@ def test_dry_run_prints_config_and_counts(capsys, tmp_path):
         ((*BIGGAN128, "--config.batch_size"), "write --config.batch_size=VALUE"),
         ((*BIGGAN128, "--wrokdir=x"), "did you mean --workdir?"),
         ((*BIGGAN128, "--config.device_count=3"), "batch_size=2048: must be a multiple"),
-        (("train", "--config=configs/biggan12.py", "--dry-run"), "configs/biggan128.py"),
+        (("train", "--config=configs/biggan12.py", "--dry-run"), "did you mean 'configs/biggan512.py'?"),
         (("train", "--config=configs/digits.py"), "--workdir"),
         (("sample", "configs"), "'configs' is not a run folder"),
         (("sample", "configs", "--config.batch_size=1"), "unknown argument"),
