@@ -6,6 +6,7 @@ what is left open (`None`) into numbers, once: what comes out is frozen and is w
 """
 
 import ast
+import contextlib
 import difflib
 import importlib.util
 import inspect
@@ -112,7 +113,20 @@ def default() -> ml_collections.ConfigDict:
     c.sample.classes = 10  # Classes on a training sheet, the first ones.
     c.sample.standing_passes = 16  # Forward passes averaged into standing statistics.
     c.sample.standing_batch = config_dict.placeholder(int)  # None: the micro-batch size.
+    c.lock()  # An unknown key is an error, in config files too.
     return c
+
+
+def author_pytorch_recipe(c: ml_collections.ConfigDict) -> None:
+    """Changes the recipe to that of the author's PyTorch scripts (spec sections 7.2 and 11.3).
+
+    The scripts reach a batch of 2048 by 8 micro-batches of 256 and, on 8 GPUs, normalise groups of
+    32 images.
+    """
+    c.d_steps = 1
+    c.accumulation = 8
+    c.optim.update(g_lr=1e-4, d_lr=4e-4, eps=1e-6, g_ortho=0.0)
+    c.model.update(bn_eps=1e-5, sn_eps=1e-6, bn_group_size=32)
 
 
 def load(path: str, overrides: Iterable[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
@@ -137,16 +151,30 @@ def load(path: str, overrides: Iterable[tuple[str, str]] = ()) -> ml_collections
     if spec is None or spec.loader is None:
         raise ConfigError(f"--config: {file!r} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _speaking_of(file):
+        spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"--config: {file!r} has no function get_config().")
     takes_variant = bool(inspect.signature(module.get_config).parameters)
     if variant and not takes_variant:
         raise ConfigError(f"--config: {file!r} has no variants, so {variant!r} is unknown.")
-    config = module.get_config(variant) if takes_variant else module.get_config()
+    with _speaking_of(file):
+        config = module.get_config(variant) if takes_variant else module.get_config()
     for key, text in overrides:
         override(config, key, text)
     return config
+
+
+@contextlib.contextmanager
+def _speaking_of(file):
+    """Turns whatever a config file raises into one sentence."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as e:
+        reason = " ".join(str(e).split()) or type(e).__name__
+        raise ConfigError(f"--config: {file!r} cannot be used: {reason}") from e
 
 
 def pick_variant(variant: str, known: Iterable[str]) -> str:
@@ -225,12 +253,18 @@ def from_json(text: str) -> ml_collections.FrozenConfigDict:
       ConfigError: if the text is not such a config.
     """
     try:
-        config = default()
-        for key, value in flatten(json.loads(text)).items():
-            if value is not None:  # Left open: `data.dir` alone.
-                override(config, key, value if isinstance(value, str) else repr(value))
+        saved = json.loads(text)
     except json.JSONDecodeError as e:
         raise ConfigError(f"config.json is not JSON: {e}.") from None
+    if not isinstance(saved, dict):
+        raise ConfigError("config.json holds no object of keys and values.")
+    config, flat = default(), flatten(saved)
+    missing = [key for key in flatten(config) if key not in flat]
+    if missing:
+        raise ConfigError(f"config.json has no {missing[0]!r}: another version wrote it.")
+    for key, value in flat.items():
+        if value is not None:  # Left open: `data.dir` alone.
+            override(config, key, value if isinstance(value, str) else repr(value))
     return ml_collections.FrozenConfigDict(config)
 
 
@@ -274,10 +308,11 @@ def resolve(
         )
     if config.sample.standing_batch is None:
         config.sample.standing_batch = micro
-    if config.sample.standing_batch % config.device_count:
+    standing = config.sample.standing_batch
+    if standing < 1 or standing % config.device_count:
         raise ConfigError(
-            f"sample.standing_batch={config.sample.standing_batch}: must be a multiple of the"
-            f" {config.device_count} devices."
+            f"sample.standing_batch={standing}: must be a multiple of the {config.device_count}"
+            " devices."
         )
     return ml_collections.FrozenConfigDict(config)
 
@@ -294,10 +329,10 @@ def slots(config: Mapping[str, Any]) -> int:
 
 
 def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Returns the same model made small (4 channels, batch 8, 4 steps) for tests and smoke runs."""
+    """Returns the same model made small (8 channels, batch 8, 4 steps) for tests and smoke runs."""
     config = ml_collections.ConfigDict(config)
     config.update(num_steps=4, batch_size=8, log_every=1, checkpoint_every=2, sample_every=4)
-    config.model.update(g_ch=4, d_ch=4, shared_dim=8)
+    config.model.update(g_ch=8, d_ch=8, shared_dim=8)
     config.model.z_dim = 4 * slots(config)
     config.sample.update(rows=2, classes=2, standing_passes=2)
     return config
@@ -311,6 +346,8 @@ def _check_numbers(config):
     for key in _POSITIVE:
         if not 0 < flat[key] < math.inf:
             raise ConfigError(f"{key}={flat[key]}: must be a number above 0.")
+    if flat["seed"] >= 2**31:
+        raise ConfigError(f"seed={flat['seed']}: must be below 2**31.")
     for key in _NOT_NEGATIVE:
         if not 0 <= flat[key] < math.inf:
             raise ConfigError(f"{key}={flat[key]}: must be a number of at least 0.")

@@ -1,8 +1,9 @@
 """BigGAN at 128 px on ImageNet (Brock et al. 2018, table 1, row 8).
 
-Command:   biggan train --config=configs/biggan128.py --workdir=gs://BUCKET/biggan128
+Command:   biggan train --config=configs/biggan128.py --workdir=PATH
 Variant:   configs/biggan128.py:author_pytorch is the recipe of the author's PyTorch scripts: 8
-           micro-batches of 256, one D step, learning rates 1e-4 / 4e-4, no ortho regularisation.
+           micro-batches of 256, BN over 32 images, one D step, learning rates 1e-4 / 4e-4, no
+           ortho regularisation.
 Hardware:  the paper: a TPU v3 pod slice of 128 cores, 24 to 48 hours. 16 images a core.
 Expected:  FID 8.51 +- 0.32, IS 99.3 +- 2.1 before collapse at about 165k steps: the paper's
            scores, not ours. The author's PyTorch recipe: IS 97.4, at about 138k steps.
@@ -16,13 +17,5 @@ def get_config(variant: str = ""):
     c = config_lib.default()  # The default is this model with the paper's recipe.
     c.name = "biggan128"
     if config_lib.pick_variant(variant, ("author_pytorch",)):
-        author_pytorch(c)
+        config_lib.author_pytorch_recipe(c)
     return c
-
-
-def author_pytorch(c):
-    """Changes the recipe to that of the author's PyTorch scripts (spec section 11.3)."""
-    c.d_steps = 1
-    c.accumulation = 8
-    c.optim.update(g_lr=1e-4, d_lr=4e-4, eps=1e-6, g_ortho=0.0)
-    c.model.update(bn_eps=1e-5, sn_eps=1e-6)

@@ -5,7 +5,7 @@ Variant:   configs/cifar10.py:author_pytorch is the author's CIFAR script: 64 ch
            embedding, z into the first layer alone, batch 50, 4 D steps, learning rates 2e-4,
            weights N(0, 0.02). It fits a GPU of 8 GB.
 Hardware:  8 accelerators; on one, --config.accumulation=8 (BN then sees 256 images).
-Expected:  IS 9.22, FID 14.73 with the settings of the paper's ImageNet model (table 1, row 8), which
+Expected:  IS 9.22, FID 14.73 with the settings of the paper's table 1, row 8, which
            these are: the paper's scores, not ours.
 Not run by us: CIFAR-10 has to be downloaded.
 """

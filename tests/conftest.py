@@ -1,4 +1,4 @@
-"""Eight simulated devices for every test, full float32 products, and no accelerator."""
+"""Eight simulated devices for every test, and no accelerator."""
 
 import os
 

@@ -34,8 +34,10 @@ def test_dry_run_prints_config_and_counts(capsys, tmp_path):
         ((*BIGGAN128, "--config.batch_size"), "write --config.batch_size=VALUE"),
         ((*BIGGAN128, "--wrokdir=x"), "did you mean --workdir?"),
         ((*BIGGAN128, "--config.device_count=3"), "batch_size=2048: must be a multiple"),
-        (("train", "--config=configs/biggan12.py", "--dry-run"), "did you mean 'configs/biggan512.py'?"),
+        (("train", "--config=configs/biggan12.py", "--dry-run"), "did you mean 'configs/"),
         (("train", "--config=configs/digits.py"), "--workdir"),
+        (("train", "--config=configs/digits.py", "--workdir=README.md"), "is a file, not a folder"),
+        (("train", "--config=configs/digits.py", "--workdir=gs://b/run"), "not an address"),
         (("sample", "configs"), "'configs' is not a run folder"),
         (("sample", "configs", "--config.batch_size=1"), "unknown argument"),
         (("inspect", "nowhere"), "'nowhere' is not a run folder"),
@@ -86,6 +88,8 @@ def test_train_sample_inspect(capsys, tmp_path, tiny):  # noqa: F811
         (("--num", "0"), "--num=0: must be at least 1"),
         (("--step", "3"), "there is no checkpoint of step 3"),
         (("--out", "sheet.jpg"), "must end in .png"),
+        (("--out", "README.md/sheet.png"), "is a file, not a folder"),
+        (("--seed", "-1"), "--seed=-1"),
     ):
         code, _, err = run(capsys, *base, *extra)
         assert code == 2 and message in err and err.count("\n") == 1

@@ -1,10 +1,12 @@
 import glob
 import json
 
+import jax
 import pytest
 
 from biggan_jax import config as config_lib
 from biggan_jax.config import ConfigError
+from biggan_jax.gan import state as state_lib
 
 
 def resolved(devices=1, **changes):
@@ -82,6 +84,8 @@ def test_bad_overrides_are_named(key, text, message):
         ({"device_count": 0}, "device_count=0: must be at least 1"),
         ({"sample__classes": 1001}, "sample.classes=1001: must be at most model.num_classes"),
         ({"sample__standing_batch": 3, "device_count": 2}, "sample.standing_batch=3"),
+        ({"sample__standing_batch": 0}, "sample.standing_batch=0"),
+        ({"seed": 2**31}, "seed=2147483648: must be below 2**31"),
     ],
 )
 def test_impossible_configs_are_named(changes, message):
@@ -106,27 +110,83 @@ def test_every_config_file_resolves_as_does_its_small_version():
     assert len(files) >= 7
     for file in files:
         config_lib.resolve(config_lib.load(file), 1)
-        config_lib.resolve(config_lib.shrink(config_lib.load(file)), 8)
+        small = config_lib.resolve(config_lib.shrink(config_lib.load(file)), 8)
+        jax.eval_shape(lambda small=small: state_lib.init(small))
+
+
+AUTHOR = {
+    "batch_size": 2048,
+    "accumulation": 8,
+    "d_steps": 1,
+    "optim.g_lr": 1e-4,
+    "optim.d_lr": 4e-4,
+    "optim.beta1": 0.0,
+    "optim.eps": 1e-6,
+    "optim.g_ortho": 0.0,
+    "ema.start": 20_000,
+    "model.bn_eps": 1e-5,
+    "model.sn_eps": 1e-6,
+    "model.bn_group_size": 32,
+}
+PAPER = {
+    "batch_size": 2048,
+    "accumulation": 1,
+    "d_steps": 2,
+    "optim.g_lr": 5e-5,
+    "optim.d_lr": 2e-4,
+    "optim.beta1": 0.0,
+    "optim.beta2": 0.999,
+    "optim.g_ortho": 1e-4,
+    "ema.decay": 0.9999,
+    "model.bn_eps": 1e-4,
+    "model.sn_eps": 1e-4,
+    "model.bn_group_size": 2048,
+    "model.init": "orthogonal",
+}
+CIFAR_SCRIPT = {
+    "batch_size": 50,
+    "d_steps": 4,
+    "optim.g_lr": 2e-4,
+    "optim.d_lr": 2e-4,
+    "model.init": "n02",
+    "model.z_dim": 128,
+    "model.shared_embedding": False,
+    "ema.start": 1000,
+}
+SAGAN = {
+    "batch_size": 256,
+    "d_steps": 1,
+    "optim.g_lr": 1e-4,
+    "optim.d_lr": 4e-4,
+    "model.g_ch": 64,
+    "model.shared_embedding": False,
+    "model.hierarchical_z": False,
+    "model.init": "xavier",
+}
 
 
 @pytest.mark.parametrize(
-    "file", ["cifar10.py:author_pytorch", "biggan128.py:author_pytorch", "biggan512.py:z128"]
+    ("file", "want"),
+    [
+        ("biggan128.py", PAPER),
+        ("biggan256.py", PAPER | {"model.z_dim": 140, "model.g_attention": (128,)}),
+        ("biggan512.py", PAPER | {"model.z_dim": 160, "model.g_attention": (64,)}),
+        ("imagenet64.py", PAPER),
+        ("cifar10.py", PAPER),
+        ("sagan128.py", SAGAN),
+        ("biggan128.py:author_pytorch", AUTHOR),
+        ("biggan256.py:author_pytorch", AUTHOR | {"model.g_attention": (64,)}),
+        ("biggan512.py:author_pytorch", AUTHOR),
+        ("imagenet64.py:author_pytorch", AUTHOR),
+        ("biggan256.py:attention64", PAPER | {"model.g_attention": (64,)}),
+        ("biggan512.py:z128", PAPER | {"model.z_dim": 128}),
+        ("cifar10.py:author_pytorch", CIFAR_SCRIPT),
+    ],
 )
-def test_variants(file):
-    plain = config_lib.load(f"configs/{file.split(':')[0]}")
-    variant = config_lib.load(f"configs/{file}")
-    assert config_lib.flatten(config_lib.resolve(variant, 1)) != config_lib.flatten(plain)
-
-
-def test_the_papers_recipe():
-    c = config_lib.load("configs/biggan128.py")
-    assert (c.batch_size, c.d_steps, c.optim.g_lr, c.optim.d_lr) == (2048, 2, 5e-5, 2e-4)
-    assert (c.optim.g_ortho, c.model.bn_eps, c.model.sn_eps, c.ema.decay) == (
-        1e-4,
-        1e-4,
-        1e-4,
-        0.9999,
-    )
+def test_recipes(file, want):
+    """Spec sections 3.3, 7.2 and 11.3."""
+    c = config_lib.flatten(config_lib.resolve(config_lib.load(f"configs/{file}"), 1))
+    assert {key: c[key] for key in want} == want
 
 
 def test_missing_files_and_variants_are_named(tmp_path):
@@ -139,3 +199,29 @@ def test_missing_files_and_variants_are_named(tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(ConfigError, match="has no function get_config"):
         config_lib.load(str(tmp_path / "empty.py"))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("c.model.gch = 64", "g_ch"),
+        ("c.optim.update(glr=3.0)", "g_lr"),
+        ("c.batch_size = 'many'", "batch_size"),
+        ("return 1 +", "invalid syntax"),
+    ],
+)
+def test_what_a_config_file_gets_wrong_is_one_sentence(tmp_path, body, message):
+    file = tmp_path / "wrong.py"
+    head = "from biggan_jax import config\ndef get_config():\n    c = config.default()\n    "
+    file.write_text(f"{head}{body}\n    return c\n")
+    with pytest.raises(ConfigError) as e:
+        config_lib.load(str(file))
+    assert message in str(e.value) and "wrong.py" in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[]", "no object"), ("{}", "has no 'accumulation'"), ("{", "not JSON")]
+)
+def test_a_damaged_config_json_is_named(text, message):
+    with pytest.raises(ConfigError, match=message):
+        config_lib.from_json(text)

@@ -62,7 +62,7 @@ class Update:
             x, mesh_lib.batch_sharding(self.mesh, 1)
         )
         key = jax.random.fold_in(jax.random.key(c["seed"]), step)
-        keys = jax.random.split(key, 4)
+        keys = jax.random.split(key, 5)  # The fifth flips the reals.
         rounds = {"d": c["d_steps"] * c["accumulation"], "g": c["accumulation"]}
         normal = lambda k, n: cut(jax.random.normal(k, (n, size, model["z_dim"])))  # noqa: E731
         uniform = lambda k, n: cut(  # noqa: E731
@@ -172,7 +172,8 @@ class Update:
             [d_steps * A, M]; `draws`, optional, a `Draws` to use in place of fresh ones.
 
         Returns:
-          The state after it, and scalar metrics: means over the step's micro-batches.
+          The state after it, and scalar metrics: means over the step's micro-batches, and the
+          norms of all weights after it.
         """
         c = self.config
         draws = batch["draws"] if "draws" in batch else self.draw(state.step)
@@ -197,7 +198,13 @@ class Update:
             ema_params=average["params"],
             ema_batch_stats=average["batch_stats"],
         )
-        return state, _metrics(d_logits, g_logits["fake"])
+        # The norms show growing weights and tell, before a checkpoint is written, that all of them
+        # are numbers.
+        norms = {
+            "g_norm": optax.global_norm(state.g_params),
+            "d_norm": optax.global_norm(state.d_params),
+        }
+        return state, _metrics(d_logits, g_logits["fake"]) | norms
 
     def _accumulate(self, gradients: Callable, state: GanState, inputs: tuple):
         """Means of gradients over micro-batches, with u and statistics moved by each."""
@@ -228,7 +235,7 @@ class Update:
             images = images.astype(jnp.float32) / 127.5 - 1
         if self.config["data"]["flip"]:
             key = jax.random.fold_in(jax.random.key(self.config["seed"]), step)
-            key = jax.random.fold_in(jax.random.fold_in(key, 1), d_step)
+            key = jax.random.fold_in(jax.random.split(key, 5)[4], d_step)
             flip = jax.random.bernoulli(key, 0.5, images.shape[:2])
             flip = jax.lax.with_sharding_constraint(flip, mesh_lib.batch_sharding(self.mesh, 1))
             images = jnp.where(flip[..., None, None, None], images[:, :, :, ::-1], images)

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from biggan_jax.config import ConfigError
+
 
 class Attention(nn.Module):
     """`gamma * o(softmax(theta phi^T) g) + x`, keys and values max-pooled 2x2, gamma 0 at first.
@@ -20,6 +22,11 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, H, W, C] to the same shape and dtype; C is a multiple of 8, H and W are even."""
         b, h, w, c = x.shape
+        if c % 8:
+            raise ConfigError(
+                f"attention at {h} px: needs a multiple of 8 channels, and there are {c};"
+                " change model.g_ch or model.d_ch, or the attention sizes."
+            )
         project = lambda n, name: self.conv(n, size=1, bias=False, name=name)(x)  # noqa: E731
         pool = lambda y: nn.max_pool(y, (2, 2), (2, 2))  # noqa: E731
         theta = project(c // 8, "theta").reshape(b, h * w, c // 8)

@@ -1,5 +1,7 @@
 """The device mesh and who holds what: batches are cut over `data`, the state is on every device."""
 
+import contextlib
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -11,7 +13,8 @@ def request_cpu_devices(count: int) -> None:
 
     Elsewhere, and once the backend is up, it has no effect: `make_mesh` then says what is missing.
     """
-    jax.config.update("jax_num_cpu_devices", count)
+    with contextlib.suppress(RuntimeError):  # The backend is up.
+        jax.config.update("jax_num_cpu_devices", count)
 
 
 def make_mesh(device_count: int) -> Mesh:

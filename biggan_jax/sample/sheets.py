@@ -1,10 +1,13 @@
 """Sheets of images: a grid with labels, as one PNG."""
 
+import io
 import os
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from biggan_jax import files
 
 _MARGIN = 8  # Around everything, in pixels.
 _GAP = 2  # Between two images.
@@ -100,15 +103,10 @@ def sheet(
 
 def save_png(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """Writes a PNG so that a reader finds the old file or the new one, never half of it."""
-    path = os.fspath(path)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.tmp{os.getpid()}"
-    try:
-        image.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    data = io.BytesIO()
+    image.save(data, format="PNG")
+    files.write_whole(path, data.getvalue())
 
 
 def _fitted(text, width, font):

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from biggan_jax import config as config_lib
+from biggan_jax import files
 from biggan_jax.data import datasets, loader
 from biggan_jax.data import report as data_report
 from biggan_jax.gan import step as step_lib
@@ -56,12 +57,14 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> GanState:
       Diverged: if a loss is not finite; the checkpoints of before are kept.
     """
     report.silence_tensorflow()
-    if config.device_count is not None:
+    files.check_folder(workdir, "--workdir")
+    if (config.device_count or 0) > 0:
         mesh_lib.request_cpu_devices(config.device_count)
     resolved = config_lib.resolve(config, jax.device_count())
     mesh = mesh_lib.make_mesh(resolved.device_count)
     _check_same_run(resolved, workdir)
     source = datasets.open_source(resolved)
+    _check_same_classes(source, workdir)
     batches = loader.Loader(
         source,
         batch_size=config_lib.micro_batch_size(resolved),
@@ -91,9 +94,10 @@ class _Run:
     def write_start(self, facts: Mapping[str, Any], reals: np.ndarray) -> None:
         """Writes what is known before the first step."""
         os.makedirs(os.path.join(self.workdir, "samples"), exist_ok=True)
-        _write(os.path.join(self.workdir, runs.CONFIG), config_lib.to_json(self.config))
         facts = {**facts, "class_names": self.class_names}
-        _write(os.path.join(self.workdir, runs.DATA), json.dumps(facts, indent=2) + "\n")
+        files.write_whole(os.path.join(self.workdir, runs.DATA), json.dumps(facts, indent=2) + "\n")
+        # The config last: a folder that holds one is a run.
+        files.write_whole(os.path.join(self.workdir, runs.CONFIG), config_lib.to_json(self.config))
         self._save_sheet(reals, os.path.join("samples", "reals.png"), f"{facts['name']}: reals")
 
     def train(self, batches: loader.Loader) -> GanState:
@@ -102,9 +106,15 @@ class _Run:
         folder = os.path.join(self.workdir, runs.CHECKPOINTS)
         with (
             checkpoint.Checkpoints(folder, keep=c.keep_checkpoints) as saved,
-            report.Reporter(self.workdir, c.num_steps, self.images_per_step) as reporter,
+            report.Reporter(
+                self.workdir, c.num_steps, self.images_per_step, jax.process_index() == 0
+            ) as reporter,
         ):
             first = saved.latest_step()
+            if (first or 0) > c.num_steps:
+                raise config_lib.ConfigError(
+                    f"num_steps={c.num_steps}: {self.workdir!r} is at step {first} already."
+                )
             if first is None:
                 first = 0
                 state = step_lib.init_state(c, self.mesh)
@@ -115,6 +125,8 @@ class _Run:
             reporter.start(first)
             reporter.status("train", last_checkpoint=first or None)
             state = self._steps(state, first, batches, saved, reporter)
+            saved.wait()
+            reporter.status("train", last_checkpoint=saved.latest_step())
             self._finish(state, reporter)
         return state
 
@@ -138,8 +150,9 @@ class _Run:
             if pending is not None and (save or sample):
                 _report(reporter, *pending)
                 pending = None
-            if save:
+            if save or sample:
                 _check_finite(done, metrics)
+            if save:
                 saved.save(done, state, {"step": done, "images": done * self.images_per_step})
                 reporter.status("train", step=done, last_checkpoint=saved.latest_step())
             if sample:
@@ -163,7 +176,7 @@ class _Run:
         if not os.path.exists(latest):  # The run had ended before this start.
             self._sample(state, self.config.num_steps, reporter)
         with open(latest, "rb") as f:
-            _write(path, f.read())
+            files.write_whole(path, f.read())
         reporter.status("done", step=self.config.num_steps)
         print(f"done: step {self.config.num_steps:,}; samples are in {path}", flush=True)
 
@@ -207,10 +220,21 @@ def _check_same_run(config, workdir):
             )
 
 
-def _write(path: str, content: str | bytes) -> None:
-    """Writes a file whole or not at all."""
-    data = content.encode() if isinstance(content, str) else content
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "wb") as f:
-        f.write(data)
-    os.replace(temporary, path)
+def _check_same_classes(source, workdir):
+    """Labels mean what they meant: classes in another order would be another data set."""
+    if not os.path.exists(os.path.join(workdir, runs.CONFIG)):
+        return
+    before = runs.class_names(workdir)
+    if tuple(before) != tuple(source.class_names):
+        changed = next(
+            (
+                i
+                for i, pair in enumerate(zip(before, source.class_names, strict=False))
+                if len(set(pair)) > 1
+            ),
+            min(len(before), len(source.class_names)),
+        )
+        raise config_lib.ConfigError(
+            f"--workdir: {workdir!r} was trained on {len(before)} classes and the data now has"
+            f" {len(source.class_names)}; they differ from class {changed} on."
+        )

@@ -41,7 +41,7 @@ def inspect(run: str, digest: bool = False, step: int | None = None) -> dict[str
     Args:
       run: the folder.
       digest: read the checkpoint and hash its state.
-      step: which checkpoint to hash; None for the latest.
+      step: which checkpoint; None for the latest.
 
     Returns:
       name, step (of the latest checkpoint, or the one asked for; None if there is none),
@@ -58,10 +58,15 @@ def inspect(run: str, digest: bool = False, step: int | None = None) -> dict[str
     if os.path.isdir(folder):
         with checkpoint.Checkpoints(folder, keep=None) as saved:
             steps = saved.steps()
+    if step is not None and step not in steps:
+        there = ", ".join(map(str, steps)) or "none"
+        raise config_lib.ConfigError(
+            f"{run!r}: there is no checkpoint of step {step}; there are {there}."
+        )
     pictures = os.path.join(run, "samples")
     facts = {
         "name": config.name,
-        "step": steps[-1] if steps else None,
+        "step": step if step is not None else steps[-1] if steps else None,
         "num_steps": config.num_steps,
         "checkpoints": steps,
         "parameters": {
@@ -76,7 +81,6 @@ def inspect(run: str, digest: bool = False, step: int | None = None) -> dict[str
     }
     if digest:
         _, _, restored = runs.load_state(run, step)
-        facts["step"] = int(restored.step)
         facts["digest"] = digest_lib.digest(restored)
     return facts
 
@@ -113,5 +117,9 @@ def _last_line(path):
     if not os.path.exists(path):
         return None
     with open(path) as f:
-        lines = f.read().splitlines()
-    return json.loads(lines[-1]) if lines else None
+        for line in reversed(f.read().splitlines()):
+            try:
+                return json.loads(line)
+            except ValueError:  # A killed process left half a line.
+                continue
+    return None

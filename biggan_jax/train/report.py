@@ -15,6 +15,8 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+from biggan_jax import files
+
 
 class Reporter:
     """Writes the reports of one run; in processes other than the main one it writes nothing."""
@@ -129,7 +131,7 @@ class Reporter:
         if self._is_main:
             os.makedirs(self._workdir, exist_ok=True)
             path = os.path.join(self._workdir, "status.json")
-            _write_whole(path, json.dumps(self._status, indent=2) + "\n")
+            files.write_whole(path, json.dumps(self._status, indent=2) + "\n")
 
     def close(self) -> None:
         """Flushes and closes all files."""
@@ -213,15 +215,8 @@ def _drop_lines_after(path, step):
             kept.append(line)
             last = at
     if kept != lines:
-        _write_whole(path, "".join(kept))
+        files.write_whole(path, "".join(kept))
     return last
-
-
-def _write_whole(path, text):
-    temporary = f"{path}.tmp{os.getpid()}"
-    with open(temporary, "w", encoding="utf-8") as f:
-        f.write(text)
-    os.replace(temporary, path)
 
 
 def _clock(seconds):

@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 
 from biggan_jax import config as config_lib
+from biggan_jax import files
 from biggan_jax.gan import step as step_lib
 from biggan_jax.parallel import mesh as mesh_lib
 from biggan_jax.sample import latents, sampler, sheets
@@ -16,6 +17,7 @@ from biggan_jax.train import checkpoint
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 DATA = "data_report.json"
+MAX_BATCH = 64
 
 
 def read_config(run: str) -> ml_collections.FrozenConfigDict:
@@ -48,16 +50,28 @@ def load_state(run: str, step: int | None = None):
 
 
 def load_samples(run: str, step: int | None = None) -> sampler.Samples:
-    """Returns the generator of a run folder, ready to sample; see `load_state`."""
+    """Returns the generator of a run folder, ready to sample on one device; see `load_state`.
+
+    A pod's batch does not fit there: batches are cut to `MAX_BATCH`, and as many more passes make
+    the standing statistics.
+    """
     config, mesh, state = load_state(run, step)
-    return sampler.Samples(config, state, mesh)
+    changed = ml_collections.ConfigDict(config)
+    size, passes = changed.sample.standing_batch, changed.sample.standing_passes
+    changed.sample.standing_batch = min(size, MAX_BATCH)
+    changed.sample.standing_passes = -(-passes * size // changed.sample.standing_batch)
+    return sampler.Samples(ml_collections.FrozenConfigDict(changed), state, mesh)
 
 
 def class_names(run: str) -> tuple[str, ...]:
     """Returns the names of the classes that a run was trained on, from its data report."""
     read_config(run)
-    with open(os.path.join(run, DATA)) as f:
-        return tuple(json.load(f)["class_names"])
+    path = os.path.join(run, DATA)
+    try:
+        with open(path) as f:
+            return tuple(json.load(f)["class_names"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise config_lib.ConfigError(f"{path!r} is missing or damaged: train writes it.") from None
 
 
 def write_sheet(
@@ -91,6 +105,9 @@ def write_sheet(
         raise config_lib.ConfigError(f"--num={num}: must be at least 1.")
     if not out.lower().endswith(".png"):
         raise config_lib.ConfigError(f"--out={out}: must end in .png.")
+    if not 0 <= seed < 2**31:
+        raise config_lib.ConfigError(f"--seed={seed}: must be at least 0 and below 2**31.")
+    files.check_folder(os.path.dirname(out) or ".", "--out")
     names = class_names(run)
     picked = pick_classes(classes, names)
     samples = load_samples(run, step)

@@ -20,7 +20,8 @@ def small_config(**changes):
 @pytest.mark.parametrize("beta1", [0.0, 0.5])
 def test_adam_follows_torchs_formula(beta1):
     config = small_config(optim__beta1=beta1, optim__eps=1e-6)
-    optimizer = state_lib.optimizer(config, 0.01)
+    lr = 2e-4
+    optimizer = state_lib.optimizer(config, lr)
     rng = np.random.default_rng(0)
     w = {"w": jnp.zeros(6)}
     state = optimizer.init(w)
@@ -33,8 +34,9 @@ def test_adam_follows_torchs_formula(beta1):
         moment = beta1 * moment + (1 - beta1) * g
         second = 0.999 * second + 0.001 * g * g
         corrected = np.sqrt(second / (1 - 0.999**t)) + 1e-6
-        want -= 0.01 * moment / (1 - beta1**t) / corrected
-    np.testing.assert_allclose(w["w"], want, atol=1e-7)
+        want -= lr * moment / (1 - beta1**t) / corrected
+    # 1 - 0.999^t in float32 is good to 3e-5 of itself at t = 1, and with it an update of about lr.
+    np.testing.assert_allclose(w["w"], want, atol=5 * lr * 3e-5)
 
 
 def test_no_first_moment_is_kept_where_beta1_is_0():

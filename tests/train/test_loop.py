@@ -136,6 +136,22 @@ def test_another_model_in_the_same_folder_is_refused(tiny, tmp_path):
         loop.train(tiny, workdir)
 
 
+def test_fewer_steps_than_there_are_or_other_classes_are_refused(tiny, tmp_path):
+    workdir = str(tmp_path / "run")
+    tiny.num_steps = 2
+    loop.train(tiny, workdir)
+    tiny.num_steps = 1
+    with pytest.raises(config_lib.ConfigError, match="is at step 2 already"):
+        loop.train(tiny, workdir)
+    tiny.num_steps = 2
+    path = tmp_path / "run" / "data_report.json"
+    facts = json.loads(path.read_text())
+    facts["class_names"][3:5] = facts["class_names"][4:2:-1]
+    path.write_text(json.dumps(facts))
+    with pytest.raises(config_lib.ConfigError, match="they differ from class 3 on"):
+        loop.train(tiny, workdir)
+
+
 def test_bad_data_stops_a_run_before_anything_is_written(tiny, tmp_path):
     folder = tmp_path / "images"
     for name, count in (("cat", 3), ("dog", 2)):
