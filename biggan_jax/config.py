@@ -42,7 +42,7 @@ _AT_LEAST_ONE = (
     "sample.standing_passes",
 )
 _POSITIVE = ("model.bn_eps", "model.sn_eps", "optim.g_lr", "optim.d_lr", "optim.eps")
-_NOT_NEGATIVE = ("seed", "data.cache_mib", "optim.g_ortho", "ema.start")
+_NOT_NEGATIVE = ("seed", "data.cache_mib", "optim.g_ortho", "optim.warmup", "ema.start")
 _BELOW_ONE = ("model.bn_momentum", "optim.beta1", "optim.beta2", "ema.decay")
 
 
@@ -102,6 +102,7 @@ def default() -> ml_collections.ConfigDict:
     c.optim.beta1 = 0.0
     c.optim.beta2 = 0.999
     c.optim.eps = 1e-8
+    c.optim.warmup = 0  # Updates over which the learning rates rise; the paper has none.
     c.optim.g_ortho = 1e-4  # beta of the paper's equation 3, on G.
 
     c.ema = ml_collections.ConfigDict()

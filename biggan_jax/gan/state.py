@@ -35,15 +35,20 @@ class GanState(flax.struct.PyTreeNode):
 def optimizer(config: Mapping[str, Any], learning_rate: float) -> optax.GradientTransformation:
     """Adam with eps outside the root, after bias correction (spec section 11.6).
 
-    With beta1 = 0 the first moment is the gradient, so none is kept.
+    With beta1 = 0 the first moment is the gradient, so none is kept. Over the first
+    `optim.warmup` updates the learning rate rises in equal parts; Adam's first updates move every
+    weight by the whole rate, however small its gradient.
     """
     o = config["optim"]
+    rate: float | optax.Schedule = learning_rate
+    if o["warmup"]:
+        rate = lambda count: learning_rate * jnp.minimum(1.0, (count + 1) / o["warmup"])  # noqa: E731
     if o["beta1"] == 0:
         rms = optax.scale_by_rms(
             decay=o["beta2"], eps=o["eps"], eps_in_sqrt=False, bias_correction=True
         )
-        return optax.chain(rms, optax.scale(-learning_rate))
-    return optax.adam(learning_rate, b1=o["beta1"], b2=o["beta2"], eps=o["eps"])
+        return optax.chain(rms, optax.scale_by_learning_rate(rate))
+    return optax.adam(rate, b1=o["beta1"], b2=o["beta2"], eps=o["eps"])
 
 
 def init(config: Mapping[str, Any]) -> GanState:

@@ -201,8 +201,8 @@ class Update:
         # The norms show growing weights and tell, before a checkpoint is written, that all of them
         # are numbers.
         norms = {
-            "g_norm": optax.global_norm(state.g_params),
-            "d_norm": optax.global_norm(state.d_params),
+            "g_norm": optax.tree.norm(state.g_params),
+            "d_norm": optax.tree.norm(state.d_params),
         }
         return state, _metrics(d_logits, g_logits["fake"]) | norms
 

@@ -22,7 +22,7 @@ G_CHANNELS: dict[int, tuple[int, ...]] = {
 }
 # Channels after each block, in multiples of ch, and how many of the first blocks halve the size.
 D_CHANNELS: dict[int, tuple[tuple[int, ...], int]] = {
-    16: ((4, 4, 4), 1),
+    16: ((4, 4, 4), 2),
     32: ((4, 4, 4, 4), 2),
     64: ((1, 2, 4, 8, 16), 4),
     128: ((1, 2, 4, 8, 16, 16), 5),

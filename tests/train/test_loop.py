@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -82,30 +83,28 @@ def environment():
 @pytest.mark.multiprocess
 def test_kill_9_and_the_same_command_end_bit_identical(data_dir, tmp_path):
     whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
-    subprocess.run(command(whole, data_dir), env=environment(), check=True, capture_output=True)
+    steps = {"num_steps": 100, "checkpoint_every": 10}
+    whole_run, killed_run = (command(run, data_dir, **steps) for run in (whole, killed))
+    subprocess.run(whole_run, env=environment(), check=True, capture_output=True)
     process = subprocess.Popen(
-        command(killed, data_dir, num_steps=12),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        killed_run, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert process.stdout is not None
     seen = []
     for line in process.stdout:
         seen.append(line)
-        if line.startswith("step 6/12"):
+        match = re.match(r"step (\d+)/100", line)
+        # Between two checkpoints, once one of them is whole.
+        if match and int(match[1]) % 10 == 5 and overview.inspect(killed)["checkpoints"]:
             process.send_signal(signal.SIGKILL)
             break
     process.wait()
     process.stdout.close()
     assert process.returncode == -signal.SIGKILL, "".join(seen)
-    before = overview.inspect(killed)["checkpoints"]
-    assert before and before[-1] < 12
-    done = subprocess.run(
-        command(killed, data_dir), env=environment(), check=True, capture_output=True, text=True
-    )
-    assert f"going on from the checkpoint of step {before[-1]}" in done.stdout
+    last = overview.inspect(killed)["checkpoints"][-1]
+    assert last < 100
+    done = subprocess.run(killed_run, env=environment(), check=True, capture_output=True, text=True)
+    assert f"going on from the checkpoint of step {last}" in done.stdout
     digests = {overview.inspect(run, digest=True)["digest"] for run in (whole, killed)}
     assert len(digests) == 1
 
@@ -117,6 +116,7 @@ def test_eight_simulated_devices_give_the_losses_of_one(data_dir, tmp_path):
     for devices in (1, 8):
         workdir = str(tmp_path / str(devices))
         extra = {"device_count": devices, "num_steps": 20, "checkpoint_every": 20}
+        extra |= {"batch_size": 32, "model.g_ch": 16, "model.d_ch": 16}  # The demo as it is.
         done = subprocess.run(
             command(workdir, data_dir, **extra), env=environment(), capture_output=True, text=True
         )
@@ -131,8 +131,8 @@ def test_another_model_in_the_same_folder_is_refused(tiny, tmp_path):
     workdir = str(tmp_path / "run")
     tiny.num_steps = 1
     loop.train(tiny, workdir)
-    tiny.model.g_ch = 8
-    with pytest.raises(config_lib.ConfigError, match=r"model\.g_ch=4, and now it is 8"):
+    tiny.model.g_ch = 16
+    with pytest.raises(config_lib.ConfigError, match=r"model\.g_ch=8, and now it is 16"):
         loop.train(tiny, workdir)
 
 
