@@ -12,7 +12,7 @@ from biggan_jax import config as config_lib
 def get_config():
     c = config_lib.default()
     c.name = "digits"
-    c.update(num_steps=1400, batch_size=32, keep_checkpoints=3)
+    c.update(num_steps=1700, batch_size=32, keep_checkpoints=3)
     c.update(log_every=25, checkpoint_every=200, sample_every=200)
     c.data.update(name="digits", split="train")
     c.model.update(resolution=16, num_classes=10, g_ch=16, d_ch=16, z_dim=48, shared_dim=32)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from biggan_jax.models import attention, norm, ops
 
 # Channels after the first linear and after each block, in multiples of ch. Each block doubles the
-# size, from 4x4. 16 px is ours: the 32-px table with a block less.
+# size, from 4x4. 16 px is ours, for the demo: the 32-px table with a block less.
 G_CHANNELS: dict[int, tuple[int, ...]] = {
     16: (4, 4, 4),
     32: (4, 4, 4, 4),
