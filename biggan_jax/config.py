@@ -111,7 +111,7 @@ def default() -> ml_collections.ConfigDict:
 
     c.sample = ml_collections.ConfigDict()
     c.sample.rows = 8  # Images a class on a sheet.
-    c.sample.classes = 10  # Classes on a training sheet, the first ones.
+    c.sample.classes = config_dict.placeholder(int)  # On a training sheet; None: the first ten.
     c.sample.standing_passes = 16  # Forward passes averaged into standing statistics.
     c.sample.standing_batch = config_dict.placeholder(int)  # None: the micro-batch size.
     c.lock()  # An unknown key is an error, in config files too.
@@ -287,6 +287,8 @@ def resolve(
     config = ml_collections.ConfigDict(config)
     if config.device_count is None:
         config.device_count = available_devices
+    if config.sample.classes is None:
+        config.sample.classes = max(1, min(10, config.model.num_classes))
     if config.device_count < 1:
         raise ConfigError(f"device_count={config.device_count}: must be at least 1.")
     _check_numbers(config)
