@@ -298,6 +298,6 @@ def test_bfloat16_of_g128_stays_near_float32():
         for net in (g, half)
     )
     assert low.dtype == jnp.float32
-    # |a - b| / |b|, as the golden tests measure. A bfloat16 rounds to 2e-3 of itself, and some twenty
-    # of them in a row to about sqrt(20) times that.
+    # |a - b| / |b|, as the golden tests measure. A bfloat16 rounds to 2e-3 of itself, and some
+    # twenty of them in a row to about sqrt(20) times that.
     assert np.linalg.norm(full - low) <= 2e-2 * np.linalg.norm(full)
