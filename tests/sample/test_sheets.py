@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -96,12 +98,11 @@ def test_save_png_is_whole_or_not_at_all(tmp_path, monkeypatch):
         np.testing.assert_array_equal(np.asarray(read), np.asarray(first))
     before = path.read_bytes()
 
-    def broken(self, file, **kwargs):
-        with open(file, "wb") as f:
-            f.write(b"half")
+    def broken(source, target):
+        assert os.path.getsize(source) > 0  # The new file is whole, and not yet in its place.
         raise OSError("disk full")
 
-    monkeypatch.setattr(Image.Image, "save", broken)
+    monkeypatch.setattr(os, "replace", broken)
     with pytest.raises(OSError, match="disk full"):
         save_png(first, path)
     assert path.read_bytes() == before

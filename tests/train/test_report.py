@@ -87,13 +87,16 @@ def test_progress_line_and_status(tmp_path, capsys, monkeypatch):
             "last_checkpoint": 1000,
             "rollbacks": 0,
         }
-        now[0] += 4.0
+        now[0] += 30.0  # The first step compiles: no rate yet.
+        reporter.progress(1002, {})
+        now[0] += 3.2
         reporter.progress(1010, {"d_loss": 1.23456, "g_loss": -0.5})
         reporter.status("train")
         # Only the time since the line before counts: 5 steps in 1 s.
         now[0] += 1.0
         reporter.progress(1015, {})
-    first, second = capsys.readouterr().out.splitlines()
+    start, first, second = capsys.readouterr().out.splitlines()
+    assert "  - images/s  ETA -  " in start
     memory = r"process memory \d+\.\d\d GiB"
     assert re.fullmatch(
         r"step 1,010/20,000  517\.1 kimg  1,280\.0 images/s  ETA 2:06:36"
