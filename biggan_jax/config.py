@@ -23,6 +23,9 @@ RESOLUTIONS = (16, 32, 64, 128, 256, 512)
 _DTYPES = ("float32", "bfloat16")
 _INITS = ("orthogonal", "n02", "xavier")
 _RESIZES = ("area", "bilinear", "lanczos")
+ARCHITECTURES = ("biggan", "biggan_deep")
+ORDERS = ("embedding_first", "z_first")
+SIGMA_RULES = ("fresh", "stored", "hub", "shorter_side")
 _AT_LEAST_ONE = (
     "num_steps",
     "batch_size",
@@ -37,11 +40,19 @@ _AT_LEAST_ONE = (
     "model.d_ch",
     "model.z_dim",
     "model.shared_dim",
+    "model.rgb_channels",
     "sample.rows",
     "sample.classes",
     "sample.standing_passes",
 )
-_POSITIVE = ("model.bn_eps", "model.sn_eps", "optim.g_lr", "optim.d_lr", "optim.eps")
+_POSITIVE = (
+    "model.bn_eps",
+    "model.out_bn_eps",
+    "model.sn_eps",
+    "optim.g_lr",
+    "optim.d_lr",
+    "optim.eps",
+)
 _NOT_NEGATIVE = ("seed", "data.cache_mib", "optim.g_ortho", "optim.warmup", "ema.start")
 _BELOW_ONE = ("model.bn_momentum", "optim.beta1", "optim.beta2", "ema.decay")
 
@@ -78,6 +89,7 @@ def default() -> ml_collections.ConfigDict:
     c.data.cache_mib = 1024  # Decoded data sets up to this size stay in memory.
 
     c.model = ml_collections.ConfigDict()
+    c.model.arch = "biggan"
     c.model.resolution = 128
     c.model.num_classes = 1000
     c.model.g_ch = 96
@@ -88,11 +100,17 @@ def default() -> ml_collections.ConfigDict:
     c.model.hierarchical_z = True
     c.model.g_attention = (64,)  # Resolutions after whose block attention stands; () for none.
     c.model.d_attention = (64,)
+    c.model.rgb_channels = 3  # Of G's last convolution; released BigGAN-deep has 128, 3 are used.
     c.model.init = "orthogonal"
     c.model.bn_eps = 1e-4
+    c.model.out_bn_eps = config_dict.placeholder(float)  # Of G's last BN; None: bn_eps.
     c.model.bn_momentum = 0.9  # Weight of the old running value.
     c.model.bn_group_size = config_dict.placeholder(int)  # None: the whole micro-batch.
     c.model.sn_eps = 1e-4
+    # What foreign weights were made with. New models have no reason to change these.
+    c.model.condition_order = "embedding_first"  # Of class embedding and z in the condition.
+    c.model.sigma_rule = "fresh"  # How spectral norm finds sigma; see models/ops.py.
+    c.model.compare_gan = False  # compare_gan's BN gain, unpooling, D tables and image range.
     c.model.dtype = "float32"  # Of convolutions; everything else is float32.
     c.model.remat = False  # Recompute block activations in the backward pass.
 
@@ -289,6 +307,8 @@ def resolve(
         config.device_count = available_devices
     if config.sample.classes is None:
         config.sample.classes = max(1, min(10, config.model.num_classes))
+    if config.model.out_bn_eps is None:
+        config.model.out_bn_eps = config.model.bn_eps
     if config.device_count < 1:
         raise ConfigError(f"device_count={config.device_count}: must be at least 1.")
     _check_numbers(config)
@@ -328,7 +348,8 @@ def micro_batch_size(config: Mapping[str, Any]) -> int:
 def slots(config: Mapping[str, Any]) -> int:
     """Returns into how many pieces z is cut: one for the first linear and one a block, or 1."""
     model = config["model"]
-    return int(math.log2(model["resolution"])) - 1 if model["hierarchical_z"] else 1
+    cut = model["arch"] == "biggan" and model["hierarchical_z"]
+    return int(math.log2(model["resolution"])) - 1 if cut else 1
 
 
 def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -362,6 +383,9 @@ def _check_numbers(config):
 def _check_choices(config):
     flat = flatten(config)
     for key, allowed in {
+        "model.arch": ARCHITECTURES,
+        "model.condition_order": ORDERS,
+        "model.sigma_rule": SIGMA_RULES,
         "model.dtype": _DTYPES,
         "model.init": _INITS,
         "data.resize": _RESIZES,
@@ -386,6 +410,13 @@ def _check_model(config):
             "model.hierarchical_z=True: needs model.shared_embedding=True, since a slot of z"
             " conditions a block together with the shared embedding."
         )
+    if model.arch == "biggan_deep" and not model.hierarchical_z:
+        raise ConfigError(
+            "model.hierarchical_z=False: BigGAN-deep conditions every block on z and the shared"
+            " embedding; it has no other form."
+        )
+    if model.rgb_channels < 3:
+        raise ConfigError(f"model.rgb_channels={model.rgb_channels}: must be at least 3.")
     n = slots(config)
     if model.z_dim % n:
         nearest = max(n, round(model.z_dim / n) * n)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from biggan_jax.models import biggan
+from biggan_jax.models import networks
 
 Tree = Any
 
@@ -57,7 +57,7 @@ def init(config: Mapping[str, Any]) -> GanState:
     Jit it with `out_shardings`, or hand it to `jax.eval_shape`.
     """
     m = config["model"]
-    g, d = biggan.build(config)
+    g, d = networks.build(config)
     g_key, d_key = jax.random.split(jax.random.key(config["seed"]))
     labels = jnp.zeros((1,), jnp.int32)
     z = jnp.zeros((1, m["z_dim"]), jnp.float32)

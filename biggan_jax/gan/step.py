@@ -16,7 +16,7 @@ from biggan_jax import config as config_lib
 from biggan_jax.gan import ema, losses, regularizers
 from biggan_jax.gan import state as state_lib
 from biggan_jax.gan.state import GanState
-from biggan_jax.models import biggan
+from biggan_jax.models import networks
 from biggan_jax.parallel import mesh as mesh_lib
 
 Batch = Mapping[str, Any]
@@ -48,7 +48,7 @@ class Update:
         # Micro-batches run in a loop, which bounds memory, but on CPU: XLA:CPU runs convolutions
         # inside a loop 10 to 30 times slower.
         self.scan = platform != "cpu"
-        self.generator, self.discriminator = biggan.build(config, platform)
+        self.generator, self.discriminator = networks.build(config, platform)
         self.g_optimizer = state_lib.optimizer(config, config["optim"]["g_lr"])
         self.d_optimizer = state_lib.optimizer(config, config["optim"]["d_lr"])
 

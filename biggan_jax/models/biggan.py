@@ -1,14 +1,12 @@
 """The BigGAN generator and discriminator (Brock et al. 2018, appendix B; spec sections 3 and 4)."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from biggan_jax.models import attention, norm, ops
+from biggan_jax.models import attention, ops
 
 # Channels after the first linear and after each block, in multiples of ch. Each block doubles the
 # size, from 4x4. 16 px is ours, for the demo: the 32-px table with a block less.
@@ -29,12 +27,21 @@ D_CHANNELS: dict[int, tuple[tuple[int, ...], int]] = {
     256: ((1, 2, 4, 8, 8, 16, 16), 6),
     512: ((1, 1, 2, 4, 8, 8, 16, 16), 7),
 }
+COMPARE_GAN_D_CHANNELS = D_CHANNELS | {32: ((2, 2, 2, 2), 2), 64: ((2, 4, 8, 16, 16), 4)}
 
 
 class GBlock(nn.Module):
-    """BN-ReLU-up-conv-BN-ReLU-conv beside an up-sampled 1x1 shortcut (spec section 3.4)."""
+    """BN-ReLU-up-conv-BN-ReLU-conv beside an up-sampled 1x1 shortcut (spec section 3.4).
+
+    Attributes:
+      features: output channels.
+      up: how the size is doubled, a `resample` of `SpectralConv`.
+      conv: makes a spectrally normalised convolution.
+      bn: makes a batch normalisation.
+    """
 
     features: int
+    up: str
     conv: Callable[..., nn.Module]
     bn: Callable[..., nn.Module]
 
@@ -42,10 +49,10 @@ class GBlock(nn.Module):
     def __call__(self, x: jax.Array, condition: jax.Array, train: bool) -> jax.Array:
         """Maps [B, H, W, A] to [B, 2H, 2W, features] under a condition [B, D] or labels [B]."""
         h = nn.relu(self.bn(name="bn1")(x, condition, train))
-        h = self.conv(self.features, resample="up", name="conv1")(h)
+        h = self.conv(self.features, resample=self.up, name="conv1")(h)
         h = nn.relu(self.bn(name="bn2")(h, condition, train))
         h = self.conv(self.features, name="conv2")(h)
-        return h + self.conv(self.features, size=1, resample="up", name="conv_sc")(x)
+        return h + self.conv(self.features, size=1, resample=self.up, name="conv_sc")(x)
 
 
 class Generator(nn.Module):
@@ -60,10 +67,14 @@ class Generator(nn.Module):
       shared_embedding: one class table for all BNs, or a gain and a bias table a BN.
       hierarchical_z: slot 0 of z feeds the first linear and slot i conditions block i, or the
         whole of z feeds the first linear alone. Needs `shared_embedding`.
+      z_first: whether the condition is [slot, embedding] and not [embedding, slot].
+      rgb_channels: of the last convolution; the first three are the image.
+      up: how sizes are doubled, a `resample` of `SpectralConv`.
       attention: sizes after whose block attention stands.
       conv: makes a spectrally normalised convolution.
       dense: makes a spectrally normalised dense layer.
       bn: makes a batch normalisation.
+      out_bn: makes the last, unconditional one.
       kernel_init: initialiser of the shared table.
       remat: recompute the blocks' activations in the backward pass.
     """
@@ -75,10 +86,14 @@ class Generator(nn.Module):
     shared_dim: int
     shared_embedding: bool
     hierarchical_z: bool
+    z_first: bool
+    rgb_channels: int
+    up: str
     attention: tuple[int, ...]
     conv: Callable[..., nn.Module]
     dense: Callable[..., nn.Module]
     bn: Callable[..., nn.Module]
+    out_bn: Callable[..., nn.Module]
     kernel_init: ops.Init
     remat: bool = False
 
@@ -104,14 +119,16 @@ class Generator(nn.Module):
         block = nn.remat(GBlock, static_argnums=(3,)) if self.remat else GBlock
         for i, width in enumerate(widths):
             if self.hierarchical_z:
-                condition = jnp.concatenate([shared, chunks[i + 1]], axis=1)
+                parts = [shared, chunks[i + 1]]
+                condition = jnp.concatenate(parts[::-1] if self.z_first else parts, axis=1)
             else:
                 condition = shared if self.shared_embedding else labels
-            h = block(width, self.conv, self.bn, name=f"block{i}")(h, condition, train)
+            h = block(width, self.up, self.conv, self.bn, name=f"block{i}")(h, condition, train)
             if h.shape[1] in self.attention:
                 h = attention.Attention(self.conv, name=f"attention{h.shape[1]}")(h)
-        h = nn.relu(self.bn(name="out_bn")(h, None, train))
-        return jnp.tanh(self.conv(3, name="out_conv")(h).astype(jnp.float32))
+        h = nn.relu(self.out_bn(name="out_bn")(h, None, train))
+        h = self.conv(self.rgb_channels, keep=3, name="out_conv")(h)
+        return jnp.tanh(h.astype(jnp.float32))
 
 
 class DBlock(nn.Module):
@@ -121,12 +138,15 @@ class DBlock(nn.Module):
       features: output channels, also of the hidden layer.
       down: whether to halve the size.
       first: whether this is the block on the image: no activation before its first convolution.
+      same_width_shortcut: whether a block that halves the size at equal width has a shortcut;
+        compare_gan has none there.
       conv: makes a spectrally normalised convolution.
     """
 
     features: int
     down: bool
     first: bool
+    same_width_shortcut: bool
     conv: Callable[..., nn.Module]
 
     @nn.compact
@@ -135,6 +155,8 @@ class DBlock(nn.Module):
         resample = "down" if self.down else None
         h = self.conv(self.features, name="conv1")(x if self.first else nn.relu(x))
         h = self.conv(self.features, resample=resample, name="conv2")(nn.relu(h))
+        if x.shape[-1] == self.features and not self.same_width_shortcut:
+            return h
         if self.down or x.shape[-1] != self.features:
             # The shortcut takes the raw x. Its 1x1 and the mean commute, so one order serves the
             # first block (pool, then 1x1) and the others (1x1, then pool).
@@ -146,9 +168,12 @@ class Discriminator(nn.Module):
     """D(x, y), a raw logit an image: linear on summed features plus the class projection.
 
     Attributes:
-      resolution: of the images, pixels; a key of `D_CHANNELS`.
+      resolution: of the images, pixels.
       ch: width multiplier.
       num_classes: K.
+      channels: `D_CHANNELS[resolution]` or another table's entry.
+      same_width_shortcut: as in `DBlock`.
+      unit_range: whether the network wants images in [0, 1].
       attention: sizes after whose block attention stands.
       conv: makes a spectrally normalised convolution.
       dense: makes a spectrally normalised dense layer.
@@ -159,6 +184,9 @@ class Discriminator(nn.Module):
     resolution: int
     ch: int
     num_classes: int
+    channels: tuple[tuple[int, ...], int]
+    same_width_shortcut: bool
+    unit_range: bool
     attention: tuple[int, ...]
     conv: Callable[..., nn.Module]
     dense: Callable[..., nn.Module]
@@ -168,61 +196,20 @@ class Discriminator(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, labels: jax.Array) -> jax.Array:
         """Maps images [B, R, R, 3] in [-1, 1] and labels [B] to logits [B], float32."""
-        multiples, halvings = D_CHANNELS[self.resolution]
+        multiples, halvings = self.channels
         block = nn.remat(DBlock) if self.remat else DBlock
-        h = x
+        h = (x + 1) / 2 if self.unit_range else x
         for i, multiple in enumerate(multiples):
-            h = block(multiple * self.ch, i < halvings, i == 0, self.conv, name=f"block{i}")(h)
+            h = block(
+                multiple * self.ch,
+                i < halvings,
+                i == 0,
+                self.same_width_shortcut,
+                self.conv,
+                name=f"block{i}",
+            )(h)
             if i < halvings and h.shape[1] in self.attention:
                 h = attention.Attention(self.conv, name=f"attention{h.shape[1]}")(h)
         h = nn.relu(h).astype(jnp.float32).sum((1, 2))
         projection = self.embed(self.num_classes, h.shape[-1], name="embed")(labels)
         return self.dense(1, name="linear")(h)[:, 0] + jnp.sum(projection * h, axis=1)
-
-
-def build(
-    config: Mapping[str, Any], platform: str | None = None
-) -> tuple[Generator, Discriminator]:
-    """Makes both networks.
-
-    Args:
-      config: resolved; its `model` part is read.
-      platform: of the devices that will run them ("cpu", "tpu", ...), where they may not be those
-        of JAX's default backend; convolution forms depend on it.
-    """
-    m = config["model"]
-    form = None if platform in (None, "cpu") else "plain"
-    init, dtype = ops.INITS[m["init"]], jnp.dtype(m["dtype"])
-    conv = partial(ops.SpectralConv, eps=m["sn_eps"], kernel_init=init, dtype=dtype, form=form)
-    dense = partial(ops.SpectralDense, eps=m["sn_eps"], kernel_init=init)
-    bn = partial(
-        norm.BatchNorm,
-        eps=m["bn_eps"],
-        momentum=m["bn_momentum"],
-        sn_eps=m["sn_eps"],
-        group_size=m["bn_group_size"],
-        kernel_init=init,
-        num_classes=m["num_classes"],
-        dtype=dtype,
-    )
-    common = {
-        "resolution": m["resolution"],
-        "num_classes": m["num_classes"],
-        "conv": conv,
-        "dense": dense,
-        "remat": m["remat"],
-    }
-    g = Generator(
-        **common,
-        ch=m["g_ch"],
-        z_dim=m["z_dim"],
-        shared_dim=m["shared_dim"],
-        shared_embedding=m["shared_embedding"],
-        hierarchical_z=m["hierarchical_z"],
-        attention=tuple(m["g_attention"]),
-        bn=bn,
-        kernel_init=init,
-    )
-    embed = partial(ops.SpectralEmbed, eps=m["sn_eps"], kernel_init=init)
-    d = Discriminator(**common, ch=m["d_ch"], attention=tuple(m["d_attention"]), embed=embed)
-    return g, d

@@ -158,6 +158,13 @@ def nearest_up2(x: jax.Array) -> jax.Array:
     return y.reshape(b, 2 * h, 2 * w, c)
 
 
+def unpool2(x: jax.Array) -> jax.Array:
+    """Puts zeros right of, below and beside every pixel: `[B, H, W, C]` -> `[B, 2H, 2W, C]`."""
+    b, h, w, c = x.shape
+    y = jnp.pad(x[:, :, None, :, None, :], ((0, 0), (0, 0), (0, 1), (0, 0), (0, 1), (0, 0)))
+    return y.reshape(b, 2 * h, 2 * w, c)
+
+
 def avg_pool2(x: jax.Array) -> jax.Array:
     """Averages blocks of 2x2 pixels: `[B, H, W, C]` -> `[B, H/2, W/2, C]`.
 

@@ -24,6 +24,9 @@ class BatchNorm(nn.Module):
       eps: added to the variance.
       momentum: weight of the old running value.
       sn_eps: spectral norm's eps for the projections.
+      sigma_rule: how spectral norm finds their sigma.
+      gain_offset: what is added to a conditional gain; 0 only for weights of compare_gan, which
+        lacks the 1.
       group_size: images that share statistics, at most the batch; larger means the batch.
       kernel_init: initialiser of the projections.
       dtype: of the result.
@@ -32,6 +35,8 @@ class BatchNorm(nn.Module):
     eps: float = 1e-4
     momentum: float = 0.9
     sn_eps: float = 1e-4
+    sigma_rule: str = "fresh"
+    gain_offset: float = 1.0
     group_size: int = 1 << 30
     kernel_init: ops.Init = ops.INITS["orthogonal"]
     num_classes: int = 0
@@ -75,13 +80,18 @@ class BatchNorm(nn.Module):
             table = lambda name: ops.Embed(  # noqa: E731
                 self.num_classes, channels, kernel_init=self.kernel_init, name=name
             )
-            gain, bias = 1 + table("gain")(condition), table("bias")(condition)
+            gain, bias = table("gain")(condition), table("bias")(condition)
         else:
             dense = lambda name: ops.SpectralDense(  # noqa: E731
-                channels, bias=False, eps=self.sn_eps, kernel_init=self.kernel_init, name=name
+                channels,
+                bias=False,
+                eps=self.sn_eps,
+                rule=self.sigma_rule,
+                kernel_init=self.kernel_init,
+                name=name,
             )
-            gain, bias = 1 + dense("gain")(condition), dense("bias")(condition)
-        return gain[:, None, None, :], bias[:, None, None, :]
+            gain, bias = dense("gain")(condition), dense("bias")(condition)
+        return (self.gain_offset + gain)[:, None, None, :], bias[:, None, None, :]
 
 
 def batch_moments(x: jax.Array, group_size: int) -> tuple[jax.Array, jax.Array]:

@@ -3,8 +3,15 @@
 The left vector `u` of the power iteration is state, not a parameter: it lives in the collection
 `spectral`, apart from BN statistics. A call moves it if and only if that collection is mutable, so
 evaluation does one fresh iteration and stores nothing (spec section 8.1).
+
+Foreign weights bring other rules (spec section 8.2), kept by `rule`:
+  fresh: the above, the author's PyTorch port and ours.
+  stored: evaluation takes sigma from stored u and v (torch's legacy spectral norm, Hugging Face).
+  hub: as fresh, with |x| + eps where a norm is divided by (the interim port of the TF-Hub modules).
+  shorter_side: as fresh, with u on the shorter side of the matrix (compare_gan).
 """
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -22,7 +29,9 @@ INITS: dict[str, Init] = {
 }
 
 
-def spectral_sigma(matrix: jax.Array, u: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
+def spectral_sigma(
+    matrix: jax.Array, u: jax.Array, eps: float, additive: bool = False
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One power iteration, then the largest singular value as it sees it (spec section 8.1).
 
     `u` and `v` are constants for differentiation, sigma is not: its gradient in `matrix` is
@@ -33,34 +42,54 @@ def spectral_sigma(matrix: jax.Array, u: jax.Array, eps: float) -> tuple[jax.Arr
       matrix: [rest, out], float32.
       u: [1, out], of any length other than zero.
       eps: lower bound for the norms that are divided by.
+      additive: whether eps is added to those norms instead.
 
     Returns:
-      sigma, a scalar, and the new u [1, out] of length 1.
+      sigma, a scalar, the new u [1, out] of length 1 and v [1, rest].
     """
     dot = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
-    unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x), eps)  # noqa: E731
+    length = lambda n: n + eps if additive else jnp.maximum(n, eps)  # noqa: E731
+    unit = lambda x: x / length(jnp.linalg.norm(x))  # noqa: E731
     fixed = jax.lax.stop_gradient(matrix)
     v = unit(dot(jax.lax.stop_gradient(u), fixed.T))
     right = dot(v, matrix)
     new_u = jax.lax.stop_gradient(unit(right))
-    return jnp.sum(right * new_u), new_u
+    return jnp.sum(right * new_u), new_u, v
+
+
+def transposed(shape: tuple[int, ...], rule: str, rows_are_outputs: bool) -> bool:
+    """Whether `u` stands on the side of the rows of the kernel as a matrix [rest, last axis]."""
+    if rule == "shorter_side":
+        return math.prod(shape[:-1]) <= shape[-1]
+    return rows_are_outputs
 
 
 class _Spectral(nn.Module):
     """Base of the three layers: hands out the kernel divided by its sigma."""
 
-    def normalized(self, kernel: jax.Array, eps: float, rows_are_outputs: bool = False):
+    def normalized(
+        self, kernel: jax.Array, eps: float, rule: str, rows_are_outputs: bool = False
+    ) -> jax.Array:
         """Returns kernel / sigma, float32, and moves `u` where `spectral` is mutable."""
-        matrix = kernel.T if rows_are_outputs else kernel.reshape(-1, kernel.shape[-1])
-        size = matrix.shape[-1]
-        u = self.variable(
-            "spectral", "u", lambda: jax.random.normal(self.make_rng("params"), (1, size))
-        )
-        sigma, new_u = spectral_sigma(matrix, u.value, eps)
-        if self.is_mutable_collection("spectral") and not self.is_initializing():
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        if transposed(kernel.shape, rule, rows_are_outputs):
+            matrix = matrix.T
+        rest, size = matrix.shape
+        normal = lambda n: jax.random.normal(self.make_rng("params"), (1, n))  # noqa: E731
+        u = self.variable("spectral", "u", normal, size)
+        sigma, new_u, new_v = spectral_sigma(matrix, u.value, eps, additive=rule == "hub")
+        moving = self.is_mutable_collection("spectral") and not self.is_initializing()
+        if rule == "stored":
+            v = self.variable("spectral", "v", normal, rest)
+            if not moving:
+                right = jnp.matmul(v.value, matrix, precision=jax.lax.Precision.HIGHEST)
+                sigma = jnp.sum(right * u.value)
+            else:
+                v.value = new_v
+        if moving:
             u.value = new_u
         # A kernel of zeros has sigma 0 and stays a kernel of zeros.
-        return kernel / jnp.maximum(sigma, 1e-12)
+        return kernel / jnp.where(jnp.abs(sigma) < 1e-12, 1e-12, sigma)
 
 
 class SpectralConv(_Spectral):
@@ -69,9 +98,13 @@ class SpectralConv(_Spectral):
     Attributes:
       features: output channels.
       size: kernel side, 1 or 3.
-      resample: None, "up" (nearest x2 before the convolution) or "down" (2x2 mean after it).
+      resample: None, "up" (nearest x2 before the convolution), "unpool" (zeros between pixels
+        before it, as compare_gan has it) or "down" (2x2 mean after it).
       bias: whether to add a bias, zero at the start.
       eps: spectral norm's lower bound for norms.
+      rule: how sigma is found.
+      keep: how many of the output channels are computed, the first ones; None for all. Sigma is
+        that of the whole kernel.
       kernel_init: kernel initialiser.
       dtype: of the convolution.
       form: how it is computed, see `conv`; None picks by backend and shape.
@@ -82,29 +115,36 @@ class SpectralConv(_Spectral):
     resample: str | None = None
     bias: bool = True
     eps: float = 1e-4
+    rule: str = "fresh"
+    keep: int | None = None
     kernel_init: Init = INITS["orthogonal"]
     dtype: jnp.dtype = jnp.float32
     form: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [B, H, W, C] to [B, H', W', features]; H' is H, 2H or H / 2."""
+        """Maps [B, H, W, C] to [B, H', W', features or keep]; H' is H, 2H or H / 2."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        w = self.normalized(kernel, self.eps).astype(self.dtype)
+        w = self.normalized(kernel, self.eps, self.rule)[..., : self.keep].astype(self.dtype)
         x = x.astype(self.dtype)
         b = None
         if self.bias:
             b = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            b = b.astype(self.dtype)
+            b = b[: self.keep].astype(self.dtype)
         if self.size == 1:
             # A 1x1 convolution and its bias commute with nearest x2 and with the 2x2 mean: do
             # them where there are fewer pixels.
             if self.resample == "down":
                 x = conv.avg_pool2(x)
             y = conv.conv1x1(x, w, form=self.form)
+            if self.resample == "unpool":  # The bias reaches the zeros too.
+                y = conv.unpool2(y)
             y = y if b is None else y + b
             return conv.nearest_up2(y) if self.resample == "up" else y
+        if self.resample == "unpool":
+            y = conv.conv3x3(conv.unpool2(x), w, form=self.form)
+            return y if b is None else y + b
         convolve = {None: conv.conv3x3, "up": conv.up_conv3x3, "down": conv.conv3x3_down}
         y = convolve[self.resample](x, w, form=self.form)
         return y if b is None else y + b
@@ -116,6 +156,7 @@ class SpectralDense(_Spectral):
     features: int
     bias: bool = True
     eps: float = 1e-4
+    rule: str = "fresh"
     kernel_init: Init = INITS["orthogonal"]
 
     @nn.compact
@@ -123,7 +164,7 @@ class SpectralDense(_Spectral):
         """Maps [B, I] to [B, features], float32."""
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        y = x.astype(jnp.float32) @ self.normalized(kernel, self.eps)
+        y = x.astype(jnp.float32) @ self.normalized(kernel, self.eps, self.rule)
         if self.bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         return y
@@ -135,6 +176,7 @@ class SpectralEmbed(_Spectral):
     num_classes: int
     features: int
     eps: float = 1e-4
+    rule: str = "fresh"
     kernel_init: Init = INITS["orthogonal"]
 
     @nn.compact
@@ -142,7 +184,7 @@ class SpectralEmbed(_Spectral):
         """Maps labels [B] to [B, features], float32."""
         shape = (self.num_classes, self.features)
         table = self.param("embedding", self.kernel_init, shape, jnp.float32)
-        return self.normalized(table, self.eps, rows_are_outputs=True)[labels]
+        return self.normalized(table, self.eps, self.rule, rows_are_outputs=True)[labels]
 
 
 class Embed(nn.Module):

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from biggan_jax import config as config_lib
 from biggan_jax.gan.state import GanState
-from biggan_jax.models import biggan
+from biggan_jax.models import networks
 from biggan_jax.parallel import mesh as mesh_lib
 from biggan_jax.sample import latents, sheets
 
@@ -29,10 +29,10 @@ class Sampler:
         self.config, self.mesh = config, mesh
         self.batch_size = config["sample"]["standing_batch"]
         platform = mesh.devices.flat[0].platform
-        self._generator, _ = biggan.build(config, platform)
+        self._generator, _ = networks.build(config, platform)
         # Momentum 0 makes the running statistics those of the last batch.
         model = {**config["model"], "bn_momentum": 0.0, "bn_group_size": self.batch_size}
-        self._fresh, _ = biggan.build({"model": model}, platform)
+        self._fresh, _ = networks.build({"model": model}, platform)
         self._pass = jax.jit(self._moments, static_argnames="truncation")
         self._images = jax.jit(self._generate, static_argnames="truncation")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from biggan_jax import config as config_lib
-from biggan_jax.models import attention, biggan, norm, ops
+from biggan_jax.models import attention, biggan, networks, norm, ops
 from tests.models import reference
 
 
@@ -14,7 +14,7 @@ def build(**model):
     c = config_lib.default()
     c.model.update(model)
     c.batch_size = 8
-    return biggan.build(config_lib.resolve(c, 1))
+    return networks.build(config_lib.resolve(c, 1))
 
 
 def shapes(g, d):
@@ -125,7 +125,7 @@ def test_attention_against_loops():
 def test_g_block_against_numpy(width):
     rng = np.random.default_rng(0)
     x, c = rng.normal(size=(4, 4, 4, 6)).astype(np.float32), rng.normal(size=(4, 5))
-    layer = biggan.GBlock(width, CONV, BN)
+    layer = biggan.GBlock(width, "up", CONV, BN)
     variables = randomized(layer.init(jax.random.key(0), x, jnp.float32(c), False))
     p, s = variables["params"], variables["spectral"]
     kernel = {k: reference.spectral(p[k], s[k], 1e-6) for k in ("conv1", "conv2", "conv_sc")}
@@ -144,7 +144,7 @@ def test_g_block_against_numpy(width):
 )
 def test_d_block_against_numpy(first, down, width):
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3 if first else 4)).astype(np.float32)
-    layer = biggan.DBlock(width, down, first, CONV)
+    layer = biggan.DBlock(width, down, first, True, CONV)
     variables = randomized(layer.init(jax.random.key(0), x))
     p, s = variables["params"], variables["spectral"]
     kernel = {k: reference.spectral(p[k], s[k], 1e-6) for k in p}

@@ -6,7 +6,7 @@ import pytest
 
 from biggan_jax import config as config_lib
 from biggan_jax.gan import step as step_lib
-from biggan_jax.models import biggan
+from biggan_jax.models import networks
 from biggan_jax.parallel import mesh as mesh_lib
 from biggan_jax.sample import latents, sampler
 from tests.gan.test_state import small_config
@@ -49,7 +49,7 @@ def test_standing_statistics_are_means_over_passes():
     config, _, state, made = setup(1)
     got = made.standing_statistics(state, 0.7)
     model = {**config.model, "bn_momentum": 0.5}
-    generator, _ = biggan.build({"model": model})
+    generator, _ = networks.build({"model": model})
     total = None
     for i in range(3):
         index = i * made.batch_size + np.arange(made.batch_size)
