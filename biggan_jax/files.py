@@ -1,6 +1,9 @@
 """Files that are written whole or not at all, and places checked before work is spent on them."""
 
+import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 
 from biggan_jax.config import ConfigError
 
@@ -33,3 +36,23 @@ def check_folder(path: str, option: str) -> None:
         raise ConfigError(f"{option}={path}: {place!r} is a file, not a folder.")
     if not os.access(place, os.W_OK | os.X_OK):
         raise ConfigError(f"{option}={path}: {place!r} may not be written to.")
+
+
+@contextlib.contextmanager
+def new_folder(folder: str) -> Iterator[str]:
+    """Gives a folder to fill beside `folder`; renamed there at the end, removed on any error.
+
+    Raises:
+      ConfigError: if `folder` holds something already or may not be made.
+    """
+    check_folder(folder, "the folder to write")
+    if os.path.isdir(folder) and os.listdir(folder):
+        raise ConfigError(f"{folder!r} is there already and is not empty; name another folder.")
+    place = os.path.abspath(folder)
+    temporary = f"{place}.{os.getpid()}.tmp"
+    os.makedirs(temporary)
+    try:
+        yield temporary
+        os.replace(temporary, place)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

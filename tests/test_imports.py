@@ -19,8 +19,10 @@ ALLOWED = {
     "data": set(),
     "gan": {"models", "parallel"},
     "sample": {"gan", "models", "parallel"},
-    "train": {"sample", "data", "gan", "models", "parallel"},
-    "cli": {"train", "sample"},
+    "interop": {"sample", "gan", "models", "parallel"},
+    "train": {"interop", "sample", "data", "gan", "models", "parallel"},
+    "api": {"train", "interop", "sample", "gan", "models", "parallel"},
+    "cli": {"api", "train", "interop", "sample"},
 }
 BARE = {"models", "gan", "parallel"}
 BARE_PACKAGES = {"jax", "flax", "optax", "ml_collections", "numpy", "biggan_jax"}

@@ -1,0 +1,246 @@
+"""Our bundle: a model without its optimizers, as other people get it.
+
+A folder with `config.json` (what the model is and where it comes from), `model.safetensors` (the
+tensors) and `README.md` (the card). Tensors are named by network, collection and place:
+
+  g/params/..., g/batch_stats/..., g/spectral/...    the raw generator
+  ema/...                                            the averaged generator, the one that is sampled
+  d/params/..., d/spectral/...                       the discriminator
+  table/...                                          BN statistics a truncation, [rows, C]
+  extra/FILE/NAME                                    what a source held and we have no use for
+
+One generator is enough; `table` and `d` may be missing.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from biggan_jax import config as config_lib
+from biggan_jax import files
+from biggan_jax.config import ConfigError
+from biggan_jax.interop import layout
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+CARD = "README.md"
+FORMAT = "biggan-jax bundle"
+VERSION = 1
+
+
+@dataclasses.dataclass
+class Bundle:
+    """A model in memory.
+
+    name: of the model.
+    model: a resolved `config.model`.
+    tensors: `{name: float32 array}`, named as in the file.
+    truncation: the convention it was made for, a mode of `sample.latents`.
+    grid: the truncations of the rows of `table`; empty without one.
+    class_names: K names, or empty where they are not known.
+    source: provenance: "format", "files" ({name: SHA-256}), "notes" (sentences), and what the
+      format needs to write itself back.
+    """
+
+    name: str
+    model: dict[str, Any]
+    tensors: dict[str, np.ndarray]
+    truncation: str = "threshold"
+    grid: tuple[float, ...] = ()
+    class_names: tuple[str, ...] = ()
+    source: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def part(self, prefix: str) -> dict[str, np.ndarray]:
+        """Returns the tensors of one network, without its name: `part("d")["params/..."]`."""
+        start = prefix + "/"
+        return {k[len(start) :]: v for k, v in self.tensors.items() if k.startswith(start)}
+
+    def add(self, prefix: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Adds the tensors of one network."""
+        self.tensors |= {f"{prefix}/{place}": array for place, array in arrays.items()}
+
+    def generator(self) -> dict[str, np.ndarray]:
+        """Returns the generator that is sampled: the averaged one, else the raw one."""
+        return self.part("ema") or self.part("g")
+
+
+def resolve_model(changes: Mapping[str, Any], overrides: Any = ()) -> dict[str, Any]:
+    """Returns a whole, checked `config.model` from what a source says of itself.
+
+    Args:
+      changes: keys of `config.model`.
+      overrides: (dotted key, text) pairs a user gave; they come last.
+
+    Raises:
+      ConfigError: if the result is no model.
+    """
+    config = config_lib.default()
+    config.model.update(changes)
+    for key, text in overrides:
+        if not key.startswith("model."):
+            raise ConfigError(f"--config.{key}: only keys of the model may be given here.")
+        config_lib.override(config, key, text)
+    resolved = config_lib.resolve(config, 1)
+    return {key: _plain(value) for key, value in resolved.model.items()}
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def sha256(path: str) -> str:
+    """Returns the SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def write(bundle: Bundle, folder: str) -> None:
+    """Writes a bundle whole: beside its place, then renamed there.
+
+    Raises:
+      ConfigError: if the folder is there already, or may not be made.
+    """
+    import safetensors.numpy
+
+    _check_tensors(bundle, bundle.name)
+    with files.new_folder(folder) as temporary:
+        weights = os.path.join(temporary, WEIGHTS)
+        safetensors.numpy.save_file(
+            {k: np.ascontiguousarray(v) for k, v in sorted(bundle.tensors.items())}, weights
+        )
+        digest = sha256(weights)
+        about = {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": bundle.name,
+            "model": bundle.model,
+            "truncation": bundle.truncation,
+            "grid": list(bundle.grid),
+            "class_names": list(bundle.class_names),
+            "source": bundle.source,
+            "sha256": digest,
+        }
+        files.write_whole(os.path.join(temporary, CONFIG), json.dumps(about, indent=2) + "\n")
+        files.write_whole(os.path.join(temporary, CARD), card(bundle, digest))
+
+
+def is_bundle(folder: str) -> bool:
+    """Whether a folder holds a bundle, by its config."""
+    try:
+        with open(os.path.join(folder, CONFIG)) as f:
+            return json.load(f).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def read(folder: str) -> Bundle:
+    """Reads a bundle and checks every tensor against the model it says it is.
+
+    Raises:
+      ConfigError: if it is none, is damaged, or lacks a tensor.
+    """
+    import safetensors
+    import safetensors.numpy
+
+    if not is_bundle(folder):
+        raise ConfigError(f"{folder!r} is not a bundle: it holds no {CONFIG} of one.")
+    with open(os.path.join(folder, CONFIG)) as f:
+        about = json.load(f)
+    if about.get("version") != VERSION:
+        raise ConfigError(
+            f"{folder!r}: version {about.get('version')!r} of the bundle format is not known here,"
+            f" only {VERSION}."
+        )
+    weights = os.path.join(folder, WEIGHTS)
+    try:
+        if sha256(weights) != about["sha256"]:
+            raise ConfigError(f"{weights!r} is damaged: its SHA-256 is not the one in {CONFIG}.")
+        bundle = Bundle(
+            name=about["name"],
+            model={k: about["model"][k] for k in config_lib.default().model},
+            tensors=safetensors.numpy.load_file(weights),
+            truncation=about["truncation"],
+            grid=tuple(about["grid"]),
+            class_names=tuple(about["class_names"]),
+            source=about["source"],
+        )
+    except (OSError, KeyError, TypeError, safetensors.SafetensorError) as e:
+        reason = (str(e) or type(e).__name__).splitlines()[0]
+        raise ConfigError(f"{folder!r}: the bundle cannot be read: {reason}") from e
+    _check_tensors(bundle, folder)
+    return bundle
+
+
+def _check_tensors(bundle, where):
+    """Every network that is there is whole and of the model's shapes."""
+    g_shapes, d_shapes = layout.abstract(bundle.model)
+    present = {name.split("/", 1)[0] for name in bundle.tensors}
+    if not present & {"g", "ema"}:
+        raise ConfigError(f"{where}: there is no generator.")
+    for network, shapes in (("g", g_shapes), ("ema", g_shapes), ("d", d_shapes)):
+        if network not in present:
+            continue
+        have = bundle.part(network)
+        for place in sorted(shapes.keys() | have.keys()):
+            got = list(have[place].shape) if place in have else "missing"
+            want = list(shapes[place].shape) if place in shapes else "not part of this model"
+            if got != want:
+                raise ConfigError(f"{where}: {network}/{place} is {got} and must be {want}.")
+    table = bundle.part("table")
+    statistics = {k: s for k, s in g_shapes.items() if k.startswith("batch_stats/")}
+    if table and {k: list(v.shape) for k, v in table.items()} != {
+        k: [len(bundle.grid), *s.shape] for k, s in statistics.items()
+    }:
+        raise ConfigError(f"{where}: the statistics a truncation do not fit the model.")
+
+
+def card(bundle: Bundle, digest: str) -> str:
+    """Returns the model card, Markdown."""
+    model, source = bundle.model, bundle.source
+    arch = {"biggan": "BigGAN", "biggan_deep": "BigGAN-deep"}[model["arch"]]
+    networks = {"g": "raw generator", "ema": "averaged generator", "d": "discriminator"}
+    counts = {
+        text: sum(v.size for k, v in bundle.part(name).items() if k.startswith("params/"))
+        for name, text in networks.items()
+    }
+    rows = [f"| {text} | {count:,} |" for text, count in counts.items() if count]
+    lines = [
+        f"# {bundle.name}",
+        "",
+        f"{arch}, {model['resolution']} px, {model['num_classes']:,} classes, z of"
+        f" {model['z_dim']}, width {model['g_ch']}.",
+        "",
+        "| network | parameters |",
+        "| --- | --- |",
+        *rows,
+        "",
+        f"Truncation convention: `{bundle.truncation}`."
+        + (f" BN statistics for {len(bundle.grid)} truncations." if bundle.grid else ""),
+        f"Spectral norm: rule `{model['sigma_rule']}`, eps {model['sn_eps']:g}. Batch norm: eps"
+        f" {model['bn_eps']:g}, last one {model['out_bn_eps']:g}.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import biggan_jax",
+        'model = biggan_jax.load("THIS_FOLDER")',
+        "images = model.sample([0, 1, 2], truncation=0.5, seed=0)  # uint8 [3, H, W, 3]",
+        "```",
+        "",
+        "## Where it comes from",
+        "",
+        f"Format of the source: {source.get('format', 'not known')}.",
+        *[f"* {note}" for note in source.get("notes", [])],
+        "",
+        "| file | SHA-256 |",
+        "| --- | --- |",
+        *[f"| `{name}` | `{value}` |" for name, value in source.get("files", {}).items()],
+        f"| `{WEIGHTS}` (this folder) | `{digest}` |",
+        "",
+    ]
+    return "\n".join(lines)
