@@ -55,6 +55,8 @@ def _channel_first(x, axis):
 
 
 KINDS: dict[str, Kind] = {
+    # The very same shape.
+    "exact": Kind(lambda x, s: x, lambda x, s: x),
     # The same, or with axes of length 1 that one side has and the other has not.
     "same": Kind(lambda x, s: x.reshape(s), lambda x, s: x.reshape(s)),
     # torch: convolutions OIHW, linears [out, in].
@@ -80,6 +82,8 @@ KINDS: dict[str, Kind] = {
 
 def shape_there(ours: tuple[int, ...], kind: str) -> tuple[int, ...] | None:
     """Returns the shape that a tensor of ours has there; None where only the size is fixed."""
+    if kind == "exact":
+        return ours
     if kind in ("conv", "dense", "first_kernel"):
         return {4: lambda s: (s[3], s[2], s[0], s[1]), 2: lambda s: (s[1], s[0])}[len(ours)](ours)
     return None
