@@ -1,6 +1,7 @@
 # make demo   trains BigGAN on handwritten digits on the CPU
-# make test   lint and all tests
+# make test   lint and all tests; those against the PyTorch programs are skipped without torch
 # make lint   format, lint and types only
+# make interop  installs torch and the PyTorch programs that tests compare with
 #
 # Each makes the environment it needs in .venv first. PYTHON says which Python that is made of.
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint
+.PHONY: demo test lint interop
 
 demo: .venv/.installed
 	$(BIN)/biggan train --config=configs/digits.py --workdir=runs/digits
@@ -21,6 +22,8 @@ lint: .venv/.installed-test
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+interop: .venv/.installed-interop
 
 # The stamps are written last, so that an interrupted install is done again.
 .venv/.made:
@@ -40,4 +43,9 @@ lint: .venv/.installed-test
 .venv/.installed-test: .venv/.made setup.py constraints.txt
 	@echo "Installing into .venv; this takes a few minutes."
 	$(PIP_INSTALL) -e ".[test]"
+	@touch $@
+
+.venv/.installed-interop: .venv/.made setup.py constraints.txt
+	@echo "Installing into .venv; this takes a few minutes."
+	$(PIP_INSTALL) -e ".[test,interop]"
 	@touch $@

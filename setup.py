@@ -57,6 +57,7 @@ setuptools.setup(
         "pillow>=10.1.0",
         "scikit-learn>=1.5.0",
         "safetensors>=0.4.5",
+        "tqdm>=4.66.0",
     ],
     extras_require={
         "cuda": ["jax[cuda12]"],

@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser():
     parser = argparse.ArgumentParser(
-        prog="biggan", description="Train, sample and inspect BigGAN in JAX.", allow_abbrev=False
+        prog="biggan",
+        description="Train, sample, import and export BigGAN in JAX.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"biggan-jax {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -44,16 +46,34 @@ def _parser():
     sub.add_argument("--dry-run", action="store_true", help="print config and parameters, leave")
 
     sub = verb("sample", _sample, "Write a sheet of images, one class a column.")
-    sub.add_argument("folder", metavar="RUN", help="a run folder")
+    sub.add_argument("folder", metavar="PATH", help="a run folder or a bundle")
     sub.add_argument("--out", default="samples.png", help="the PNG to write")
     sub.add_argument("--num", type=int, default=8, help="images a class")
     sub.add_argument("--classes", help="numbers or names, with commas; default: the first ten")
-    sub.add_argument("--truncation", type=float, help="threshold on |z|; default: none")
+    sub.add_argument("--truncation", type=float, help="default: none")
+    sub.add_argument(
+        "--mode", help="what truncation means: threshold, hub, std or clamp; default: the model's"
+    )
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--step", type=int, help="which checkpoint; default: the latest")
 
-    sub = verb("inspect", _inspect, "Say what is in a run folder.")
-    sub.add_argument("folder", metavar="RUN", help="a run folder")
+    sub = verb("import", _import, "Turn a foreign model into a bundle.")
+    sub.add_argument("source", metavar="SOURCE", help="a folder or checkpoint")
+    sub.add_argument("out", metavar="OUT", help="the bundle to make")
+    sub.add_argument("--format", help="biggan-pytorch, huggingface, tfhub or compare-gan")
+    sub.add_argument("--name", help="of the model; default: the source's")
+    sub.add_argument(
+        "--config.model.KEY", metavar="VALUE", help="what the source does not say of its model"
+    )
+
+    sub = verb("export", _export, "Write a model for other programs.")
+    sub.add_argument("folder", metavar="PATH", help="a run folder or a bundle")
+    sub.add_argument("out", metavar="OUT", help="the folder to make")
+    sub.add_argument("--format", required=True, help="bundle, huggingface or biggan-pytorch")
+    sub.add_argument("--step", type=int, help="which checkpoint; default: the latest")
+
+    sub = verb("inspect", _inspect, "Say what is in a run folder or a bundle.")
+    sub.add_argument("folder", metavar="PATH", help="a run folder or a bundle")
     sub.add_argument("--digest", action="store_true", help="SHA-256 over the whole state")
     sub.add_argument("--step", type=int, help="which checkpoint; default: the latest")
     sub.add_argument("--json", action="store_true", help="for programs")
@@ -65,14 +85,13 @@ def _overrides(rest, parser, verb):
     pairs = []
     for arg in rest:
         key, equals, text = arg.removeprefix("--config.").partition("=")
-        if verb == "train" and arg.startswith("--config."):
+        if verb in ("train", "import") and arg.startswith("--config."):
             if not equals:
                 raise ConfigError(f"{arg}: write --config.{key}=VALUE.")
             pairs.append((key, text))
             continue
-        known = [o for o in ("--config", "--workdir", "--dry-run") if verb == "train"]
         sub = parser._subparsers._group_actions[0].choices[verb]
-        known += list(sub._option_string_actions)
+        known = list(sub._option_string_actions)
         match = difflib.get_close_matches(arg.split("=")[0], known, n=1)
         hint = f"; did you mean {match[0]}?" if match else f"; see biggan {verb} --help."
         raise ConfigError(f"unknown argument {arg!r}{hint}")
@@ -101,23 +120,51 @@ def _train(args):
 
 
 def _sample(args):
-    from biggan_jax.train import runs
+    from biggan_jax import api
 
-    path = runs.write_sheet(
-        args.folder,
+    path = api.write_sheet(
+        api.load(args.folder, args.step),
         args.out,
         classes=args.classes,
         num=args.num,
         seed=args.seed,
         truncation=args.truncation,
-        step=args.step,
+        mode=args.mode,
     )
     print(f"samples are in {path}")
 
 
+def _import(args):
+    from biggan_jax import files
+    from biggan_jax.interop import bundle, formats
+
+    files.check_new_folder(args.out, "OUT")
+    found = formats.read(args.source, args.format, args.overrides)
+    found.name = args.name or found.name
+    bundle.write(found, args.out)
+    for note in found.source.get("notes", ()):
+        print(f"note: {note}")
+    print(f"the bundle of {found.name} is in {args.out}")
+
+
+def _export(args):
+    from biggan_jax import api
+
+    for note in api.export(args.folder, args.out, args.format, args.step):
+        print(f"note: {note}")
+    print(f"{args.folder} is in {args.out}, format {args.format}")
+
+
 def _inspect(args):
+    from biggan_jax.interop import bundle
     from biggan_jax.train import overview
 
+    if bundle.is_bundle(args.folder):
+        if args.step is not None:
+            raise ConfigError(f"--step={args.step}: a bundle has no checkpoints.")
+        facts = overview.inspect_bundle(args.folder, digest=args.digest)
+        print(json.dumps(facts) if args.json else overview.bundle_text(facts))
+        return
     facts = overview.inspect(args.folder, digest=args.digest, step=args.step)
     print(json.dumps(facts) if args.json else overview.text(facts))
 

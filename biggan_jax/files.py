@@ -38,6 +38,17 @@ def check_folder(path: str, option: str) -> None:
         raise ConfigError(f"{option}={path}: {place!r} may not be written to.")
 
 
+def check_new_folder(folder: str, option: str) -> None:
+    """Checks that `folder` can be made and holds nothing yet; makes nothing.
+
+    Raises:
+      ConfigError: if not.
+    """
+    check_folder(folder, option)
+    if os.path.isdir(folder) and os.listdir(folder):
+        raise ConfigError(f"{option}={folder}: is there already and not empty; name another.")
+
+
 @contextlib.contextmanager
 def new_folder(folder: str) -> Iterator[str]:
     """Gives a folder to fill beside `folder`; renamed there at the end, removed on any error.
@@ -45,9 +56,7 @@ def new_folder(folder: str) -> Iterator[str]:
     Raises:
       ConfigError: if `folder` holds something already or may not be made.
     """
-    check_folder(folder, "the folder to write")
-    if os.path.isdir(folder) and os.listdir(folder):
-        raise ConfigError(f"{folder!r} is there already and is not empty; name another folder.")
+    check_new_folder(folder, "OUT")
     place = os.path.abspath(folder)
     temporary = f"{place}.{os.getpid()}.tmp"
     os.makedirs(temporary)

@@ -1,6 +1,7 @@
 """Eight simulated devices for every test, and no accelerator."""
 
 import atexit
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -16,5 +17,14 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.devices()  # Now, before a test asks for fewer devices.
+
+
+def pytest_configure(config):
+    """Continuous integration must not pass because what it compares with is missing."""
+    if os.environ.get("BIGGAN_REQUIRE_INTEROP"):
+        for name in ("torch", "pytorch_pretrained_biggan"):
+            if importlib.util.find_spec(name) is None:
+                raise pytest.UsageError(f"BIGGAN_REQUIRE_INTEROP is set and {name} is missing.")

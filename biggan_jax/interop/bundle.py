@@ -42,6 +42,7 @@ class Bundle:
     tensors: `{name: float32 array}`, named as in the file.
     truncation: the convention it was made for, a mode of `sample.latents`.
     grid: the truncations of the rows of `table`; empty without one.
+    standing_images: how many images make standing statistics, where there is no table.
     class_names: K names, or empty where they are not known.
     source: provenance: "format", "files" ({name: SHA-256}), "notes" (sentences), and what the
       format needs to write itself back.
@@ -52,6 +53,7 @@ class Bundle:
     tensors: dict[str, np.ndarray]
     truncation: str = "threshold"
     grid: tuple[float, ...] = ()
+    standing_images: int = 1024
     class_names: tuple[str, ...] = ()
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -121,6 +123,7 @@ def write(bundle: Bundle, folder: str) -> None:
             "model": bundle.model,
             "truncation": bundle.truncation,
             "grid": list(bundle.grid),
+            "standing_images": bundle.standing_images,
             "class_names": list(bundle.class_names),
             "source": bundle.source,
             "sha256": digest,
@@ -166,6 +169,7 @@ def read(folder: str) -> Bundle:
             tensors=safetensors.numpy.load_file(weights),
             truncation=about["truncation"],
             grid=tuple(about["grid"]),
+            standing_images=about["standing_images"],
             class_names=tuple(about["class_names"]),
             source=about["source"],
         )

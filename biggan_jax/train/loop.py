@@ -23,7 +23,7 @@ from biggan_jax.gan import step as step_lib
 from biggan_jax.gan.state import GanState
 from biggan_jax.parallel import mesh as mesh_lib
 from biggan_jax.sample import sampler, sheets
-from biggan_jax.train import checkpoint, report, runs
+from biggan_jax.train import checkpoint, report, runs, warm_start
 
 # Keys that may change from one start of a run to the next: they move no weight.
 FREE_KEYS = (
@@ -76,8 +76,12 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> GanState:
     data_report.check(facts, resolved)
     run = _Run(resolved, workdir, mesh, source.class_names)
     print(data_report.text(facts), flush=True)
+    first_state = None
+    if resolved.init_from and not _has_checkpoint(workdir):
+        first_state, lines = warm_start.start_state(resolved, mesh, source.class_names)
+        print("\n".join(lines), flush=True)
     run.write_start(facts, data_report.reals(batches, resolved, run.rows, run.classes))
-    return run.train(batches)
+    return run.train(batches, first_state)
 
 
 class _Run:
@@ -100,8 +104,8 @@ class _Run:
         files.write_whole(os.path.join(self.workdir, runs.CONFIG), config_lib.to_json(self.config))
         self._save_sheet(reals, os.path.join("samples", "reals.png"), f"{facts['name']}: reals")
 
-    def train(self, batches: loader.Loader) -> GanState:
-        """Restores or starts, then steps to the end."""
+    def train(self, batches: loader.Loader, first_state: GanState | None) -> GanState:
+        """Restores or starts, from `first_state` or random weights, then steps to the end."""
         c = self.config
         folder = os.path.join(self.workdir, runs.CHECKPOINTS)
         with (
@@ -117,7 +121,7 @@ class _Run:
                 )
             if first is None:
                 first = 0
-                state = step_lib.init_state(c, self.mesh)
+                state = first_state or step_lib.init_state(c, self.mesh)
                 self._sample(state, 0, reporter)
             else:
                 state, _ = saved.restore(step_lib.abstract_state(c, self.mesh))
@@ -162,11 +166,14 @@ class _Run:
     def _sample(self, state, step, reporter):
         """A sheet from latents and labels that stay the same through the run."""
         reporter.status("sample", step=step)
-        statistics = self.sampler.standing_statistics(state)
+        weights = sampler.ema_weights(state)
+        statistics = self.sampler.standing_statistics(weights)
         labels = np.tile(np.arange(self.classes), self.rows)
-        images = self.sampler.sample(state, statistics, labels, self.config.seed)
+        images = self.sampler.sample(weights, statistics, labels, self.config.seed)
         name = os.path.join("samples", f"fakes_{step:06d}.png")
-        picture = self._save_sheet(images, name, f"{self.config.name}: step {step:,}")
+        picture = self._save_sheet(
+            images, name, f"{self.config.name}: step {step:,}, no truncation"
+        )
         if step:
             reporter.image(step, "fakes", np.asarray(picture))
 
@@ -205,6 +212,14 @@ def _check_finite(step, metrics):
             raise Diverged(
                 f"step {step:,}: {name} is {float(value)}; the checkpoints of before are kept."
             )
+
+
+def _has_checkpoint(workdir):
+    folder = os.path.join(workdir, runs.CHECKPOINTS)
+    if not os.path.isdir(folder):
+        return False
+    with checkpoint.Checkpoints(folder, keep=None) as saved:
+        return saved.latest_step() is not None
 
 
 def _check_same_run(config, workdir):

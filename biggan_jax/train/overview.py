@@ -9,6 +9,7 @@ import ml_collections
 
 from biggan_jax import config as config_lib
 from biggan_jax.gan import state as state_lib
+from biggan_jax.interop import bundle
 from biggan_jax.train import checkpoint, report, runs
 from biggan_jax.train import digest as digest_lib
 
@@ -83,6 +84,52 @@ def inspect(run: str, digest: bool = False, step: int | None = None) -> dict[str
         _, _, restored = runs.load_state(run, step)
         facts["digest"] = digest_lib.digest(restored)
     return facts
+
+
+def inspect_bundle(folder: str, digest: bool = False) -> dict[str, Any]:
+    """Returns what is in a bundle: name, model, parameters, truncation, source, digest.
+
+    Args:
+      folder: the bundle; every tensor is checked.
+      digest: hash the tensors.
+
+    Raises:
+      ConfigError: if it is damaged.
+    """
+    found = bundle.read(folder)
+    facts = {
+        "name": found.name,
+        "model": found.model,
+        "parameters": {
+            text: sum(v.size for k, v in found.part(part).items() if k.startswith("params/"))
+            for part, text in (("g", "G"), ("ema", "EMA of G"), ("d", "D"))
+            if found.part(part)
+        },
+        "truncation": found.truncation,
+        "truncations_with_statistics": len(found.grid),
+        "source": found.source,
+    }
+    if digest:
+        facts["digest"] = digest_lib.digest(found.tensors)
+    return facts
+
+
+def bundle_text(facts: dict[str, Any]) -> str:
+    """Returns what `inspect_bundle` found, for people."""
+    model = facts["model"]
+    counts = ", ".join(f"{name} {count:,}" for name, count in facts["parameters"].items())
+    lines = [
+        f"{facts['name']}: a bundle, {model['arch']} at {model['resolution']} px,"
+        f" {model['num_classes']:,} classes",
+        f"parameters: {counts}",
+        f"truncation: {facts['truncation']}"
+        f" ({facts['truncations_with_statistics'] or 'no'} truncations with statistics)",
+        f"from: {facts['source'].get('format', 'not known')}",
+        *(f"note: {note}" for note in facts["source"].get("notes", ())),
+    ]
+    if "digest" in facts:
+        lines.append(f"digest: {facts['digest']}")
+    return "\n".join(lines)
 
 
 def text(facts: dict[str, Any]) -> str:

@@ -1,0 +1,75 @@
+"""The foreign formats by name, and which of them a path holds."""
+
+import importlib
+import os
+from types import ModuleType
+from typing import Any
+
+from biggan_jax.config import ConfigError
+from biggan_jax.interop.bundle import Bundle
+
+# Each module has NAME, recognise(path), read(path, overrides) and, where it can be written,
+# write(bundle, folder).
+_MODULES = ("biggan_pytorch", "huggingface", "tfhub", "compare_gan")
+BUNDLE = "bundle"
+READABLE = ("biggan-pytorch", "huggingface", "tfhub", "compare-gan")
+WRITABLE = ("biggan-pytorch", "huggingface")
+
+
+def _modules() -> dict[str, ModuleType]:
+    found = [importlib.import_module(f"biggan_jax.interop.{name}") for name in _MODULES]
+    return {module.NAME: module for module in found}
+
+
+def read(path: str, name: str | None = None, overrides: Any = ()) -> Bundle:
+    """Reads a foreign model.
+
+    Args:
+      path: a folder, or what the format calls its checkpoint.
+      name: one of `READABLE`; None to recognise it.
+      overrides: (dotted key, text) pairs for `config.model`, where the source does not say.
+
+    Raises:
+      ConfigError: if the format is not known or the model cannot be read.
+    """
+    modules = _modules()
+    if name is not None:
+        return modules[_known(name, READABLE)].read(path, overrides)
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    if not os.path.exists(path) and not os.path.isdir(folder or "."):
+        raise ConfigError(f"there is no {path!r}.")
+    fitting = [module for module in modules.values() if module.recognise(path)]
+    if len(fitting) != 1:
+        raise ConfigError(
+            f"{path!r} looks like {'more than one' if fitting else 'none'} of the known formats;"
+            f" say --format={' or '.join(READABLE)}."
+        )
+    return fitting[0].read(path, overrides)
+
+
+def check_writable(name: str) -> None:
+    """Raises ConfigError unless `name` is `BUNDLE` or one of `WRITABLE`."""
+    _known(name, (BUNDLE, *WRITABLE))
+
+
+def write(bundle: Bundle, folder: str, name: str) -> list[str]:
+    """Writes a model in a foreign format.
+
+    Args:
+      bundle: the model.
+      folder: to be made.
+      name: one of `WRITABLE`.
+
+    Returns:
+      Sentences that the user should read.
+
+    Raises:
+      ConfigError: if that format cannot hold this model; nothing has been written then.
+    """
+    return _modules()[_known(name, WRITABLE)].write(bundle, folder)
+
+
+def _known(name, allowed):
+    if name not in allowed:
+        raise ConfigError(f"--format={name}: must be one of {', '.join(allowed)}.")
+    return name
