@@ -82,17 +82,23 @@ def grey(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float64).mean(axis=-1).reshape(len(images), -1) / 255
 
 
-def measure(generator, num: int, seed: int, truncation: float | None) -> dict[str, float]:
-    """Returns `quality` of a generator that `biggan_jax.train.runs.load_samples` gave.
+def measure(config, model, num: int, seed: int, truncation: float | None) -> dict[str, float]:
+    """Returns `quality` of a model.
+
+    Args:
+      config: resolved, of the run that made it; says which digits are the real ones.
+      model: of `biggan_jax.load`.
+      num: generated images.
+      seed: of their latents.
+      truncation: of their latents, or None.
 
     Raises:
       ConfigError: if it was not trained on the digits.
     """
-    config = generator.config
     if config.data.name != "digits":
         raise ConfigError(f"data.name={config.data.name!r}: only a model of 'digits' is measured.")
     labels = np.arange(num) % config.model.num_classes
-    fakes = generator.sample(labels, seed=seed, truncation=truncation)
+    fakes = model.sample(labels, seed=seed, truncation=truncation)
     train_x, train_y = _reals(config, "train")
     test_x, test_y = _reals(config, "test")
     return quality(grey(train_x), train_y, grey(test_x), test_y, grey(fakes), labels)
@@ -103,6 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m benchmarks.digits_quality", description=__doc__.splitlines()[0]
     )
     parser.add_argument("run", help="folder of a run on the digits")
+    parser.add_argument("--step", type=int, help="which checkpoint; default: the latest")
     parser.add_argument("--num", type=int, default=1000, help="generated images, spread evenly")
     parser.add_argument("--seed", type=int, default=0, help="of the latents")
     parser.add_argument("--truncation", type=float, default=None, help="none unless given")
@@ -111,11 +118,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.num < 1:
         parser.error(f"--num={args.num}: must be at least 1.")
 
+    from biggan_jax import api
     from biggan_jax.train import report, runs
 
     report.silence_tensorflow()
     try:
-        found = measure(runs.load_samples(args.run), args.num, args.seed, args.truncation)
+        config, model = runs.read_config(args.run), api.load(args.run, args.step)
+        found = measure(config, model, args.num, args.seed, args.truncation)
     except ConfigError as e:
         print(e, file=sys.stderr)
         return 2

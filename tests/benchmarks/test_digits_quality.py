@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import digits_quality
 from benchmarks.digits_quality import copies, coverage, grey, quality
+from biggan_jax import api
 from biggan_jax import config as config_lib
 from biggan_jax.data import datasets
 from biggan_jax.train import runs
@@ -115,18 +116,19 @@ def real_digits(split):
 def stand_ins(monkeypatch):
     """A run folder "good" and the splits of the digits, without training and resizing."""
 
-    def load_samples(run):
+    def read_config(run):
         if run == "good":
-            return generator
+            return generator.config
         if run == "cifar10":
-            return Generator("cifar10")
+            return Generator("cifar10").config
         raise config_lib.ConfigError(f"{run}: there is no run.")
 
     def open_source(config):
         return list(zip(*real_digits(config.data.split), strict=True))
 
     generator = Generator()
-    monkeypatch.setattr(runs, "load_samples", load_samples)
+    monkeypatch.setattr(runs, "read_config", read_config)
+    monkeypatch.setattr(api, "load", lambda run, step: generator)
     monkeypatch.setattr(datasets, "open_source", open_source)
     return generator
 
