@@ -53,7 +53,14 @@ _POSITIVE = (
     "optim.d_lr",
     "optim.eps",
 )
-_NOT_NEGATIVE = ("seed", "data.cache_mib", "optim.g_ortho", "optim.warmup", "ema.start")
+_NOT_NEGATIVE = (
+    "seed",
+    "data.cache_mib",
+    "optim.g_ortho",
+    "optim.freeze_d_blocks",
+    "optim.warmup",
+    "ema.start",
+)
 _BELOW_ONE = ("model.bn_momentum", "optim.beta1", "optim.beta2", "ema.decay")
 
 
@@ -79,11 +86,13 @@ def default() -> ml_collections.ConfigDict:
     c.checkpoint_every = 1000
     c.keep_checkpoints = 5
     c.sample_every = 1000
+    c.init_from = ""  # A bundle or run folder to start from; "" for random weights.
 
     c.data = ml_collections.ConfigDict()
     c.data.name = "imagenet2012"  # A TFDS name, "digits" (embedded) or "folder".
     c.data.dir = config_dict.placeholder(str)  # TFDS data dir, or the image folder.
     c.data.split = "train"
+    c.data.classes = ()  # Numbers of the classes kept, relabelled 0, 1, ... so; () for all.
     c.data.resize = "area"
     c.data.flip = False
     c.data.cache_mib = 1024  # Decoded data sets up to this size stay in memory.
@@ -122,6 +131,7 @@ def default() -> ml_collections.ConfigDict:
     c.optim.eps = 1e-8
     c.optim.warmup = 0  # Updates over which the learning rates rise; the paper has none.
     c.optim.g_ortho = 1e-4  # beta of the paper's equation 3, on G.
+    c.optim.freeze_d_blocks = 0  # Blocks of D, from the image on, that stay as they are (FreezeD).
 
     c.ema = ml_collections.ConfigDict()
     c.ema.decay = 0.9999
@@ -352,6 +362,12 @@ def slots(config: Mapping[str, Any]) -> int:
     return int(math.log2(model["resolution"])) - 1 if cut else 1
 
 
+def d_blocks(model: Mapping[str, Any]) -> int:
+    """Returns how many blocks D has; BigGAN-deep has two a stage and a convolution for a stage."""
+    blocks = int(math.log2(model["resolution"])) - 1
+    return 2 * (blocks - 1) if model["arch"] == "biggan_deep" else blocks
+
+
 def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Returns the same model made small (8 channels, batch 8, 4 steps) for tests and smoke runs."""
     config = ml_collections.ConfigDict(config)
@@ -433,6 +449,11 @@ def _check_model(config):
                     f"model.{key}={tuple(model[key])}: {size} is not the size of a block's output"
                     f" at {model.resolution} px; allowed: {', '.join(map(str, sizes))}."
                 )
+    if config.optim.freeze_d_blocks > d_blocks(model):
+        raise ConfigError(
+            f"optim.freeze_d_blocks={config.optim.freeze_d_blocks}: this D has {d_blocks(model)}"
+            " blocks."
+        )
 
 
 def _check_batch(config):

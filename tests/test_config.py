@@ -23,6 +23,8 @@ def resolved(devices=1, **changes):
         ("model.g_attention", "32,64", (32, 64)),
         ("model.g_attention", "32", (32,)),
         ("model.g_attention", "()", ()),
+        ("data.classes", "3,5", (3, 5)),
+        ("init_from", "8", "8"),
         ("optim.g_lr", "1", 1.0),
         ("optim.g_lr", "1e-4", 1e-4),
         ("data.name", "10", "10"),
@@ -85,6 +87,15 @@ def test_bad_overrides_are_named(key, text, message):
         ({"sample__classes": 1001}, "sample.classes=1001: must be at most model.num_classes"),
         ({"sample__standing_batch": 3, "device_count": 2}, "sample.standing_batch=3"),
         ({"sample__standing_batch": 0}, "sample.standing_batch=0"),
+        (
+            {"optim__freeze_d_blocks": -1},
+            "optim.freeze_d_blocks=-1: must be a number of at least 0",
+        ),
+        ({"optim__freeze_d_blocks": 7}, "optim.freeze_d_blocks=7: this D has 6 blocks."),
+        (
+            {"optim__freeze_d_blocks": 11, "model__arch": "biggan_deep"},
+            "optim.freeze_d_blocks=11: this D has 10 blocks.",
+        ),
         ({"seed": 2**31}, "seed=2147483648: must be below 2**31"),
     ],
 )
@@ -193,7 +204,7 @@ def test_missing_files_and_variants_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"did you mean 'configs/digits\.py'\?"):
         config_lib.load("configs/digit.py")
     with pytest.raises(ConfigError, match="has no variants"):
-        config_lib.load("configs/digits.py:big")
+        config_lib.load("configs/sagan128.py:big")
     with pytest.raises(ConfigError, match=r"unknown variant 'author_pytorh'.*did you mean"):
         config_lib.load("configs/biggan128.py:author_pytorh")
     (tmp_path / "empty.py").write_text("")

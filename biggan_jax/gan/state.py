@@ -1,6 +1,6 @@
 """The whole state of a run: what a checkpoint holds and a step maps to the next."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.struct
@@ -32,23 +32,55 @@ class GanState(flax.struct.PyTreeNode):
     ema_batch_stats: Tree
 
 
-def optimizer(config: Mapping[str, Any], learning_rate: float) -> optax.GradientTransformation:
+def optimizer(
+    config: Mapping[str, Any], learning_rate: float, frozen: Collection[str] = ()
+) -> optax.GradientTransformation:
     """Adam with eps outside the root, after bias correction (spec section 11.6).
 
     With beta1 = 0 the first moment is the gradient, so none is kept. Over the first
     `optim.warmup` updates the learning rate rises in equal parts; Adam's first updates move every
     weight by the whole rate, however small its gradient.
+
+    Its state is a tuple that begins with the moments and their count.
+
+    Args:
+      config: resolved; its `optim` part is read.
+      learning_rate: after the warm-up.
+      frozen: modules at the top of the tree whose parameters stay as they are.
     """
     o = config["optim"]
     rate: float | optax.Schedule = learning_rate
     if o["warmup"]:
         rate = lambda count: learning_rate * jnp.minimum(1.0, (count + 1) / o["warmup"])  # noqa: E731
     if o["beta1"] == 0:
-        rms = optax.scale_by_rms(
+        adam = optax.scale_by_rms(
             decay=o["beta2"], eps=o["eps"], eps_in_sqrt=False, bias_correction=True
         )
-        return optax.chain(rms, optax.scale_by_learning_rate(rate))
-    return optax.adam(rate, b1=o["beta1"], b2=o["beta2"], eps=o["eps"])
+    else:
+        adam = optax.scale_by_adam(b1=o["beta1"], b2=o["beta2"], eps=o["eps"])
+    parts = [adam, optax.scale_by_learning_rate(rate)]
+    if frozen:
+        mask = lambda tree: jax.tree.map_with_path(lambda path, _: path[0].key in frozen, tree)  # noqa: E731
+        parts.append(optax.masked(optax.set_to_zero(), mask))
+    return optax.chain(*parts)
+
+
+def d_optimizer(config: Mapping[str, Any]) -> optax.GradientTransformation:
+    """D's Adam; the first `optim.freeze_d_blocks` blocks stay as they are.
+
+    FreezeD (Mo et al. 2020): fine-tuned on few images, a D whose layers nearest the image keep what
+    they learnt from many overfits less. All that stands before the first free block is frozen: for
+    BigGAN-deep also its first convolution, and attention behind a frozen block. Their parameters
+    alone: moments gather on, and `u` goes on turning towards the singular vector.
+    """
+    m, count = config["model"], config["optim"]["freeze_d_blocks"]
+    deep = m["arch"] == "biggan_deep"
+    stages = count // (2 if deep else 1)  # Each of the first ones halves the size.
+    frozen = {f"block{i}" for i in range(count)}
+    frozen |= {f"attention{m['resolution'] >> i}" for i in range(1, stages + 1)}
+    if deep and count:
+        frozen.add("in_conv")
+    return optimizer(config, config["optim"]["d_lr"], frozen)
 
 
 def init(config: Mapping[str, Any]) -> GanState:
@@ -64,17 +96,16 @@ def init(config: Mapping[str, Any]) -> GanState:
     image = jnp.zeros((1, m["resolution"], m["resolution"], 3), jnp.float32)
     g_vars = g.init(g_key, z, labels, train=False)
     d_vars = d.init(d_key, image, labels)
-    o = config["optim"]
     copy = lambda tree: jax.tree.map(jnp.copy, tree)  # noqa: E731  One buffer can't be donated twice.
     return GanState(
         step=jnp.zeros((), jnp.int32),
         g_params=g_vars["params"],
         g_batch_stats=g_vars["batch_stats"],
         g_spectral=g_vars["spectral"],
-        g_opt=optimizer(config, o["g_lr"]).init(g_vars["params"]),
+        g_opt=optimizer(config, config["optim"]["g_lr"]).init(g_vars["params"]),
         d_params=d_vars["params"],
         d_spectral=d_vars["spectral"],
-        d_opt=optimizer(config, o["d_lr"]).init(d_vars["params"]),
+        d_opt=d_optimizer(config).init(d_vars["params"]),
         ema_params=copy(g_vars["params"]),
         ema_batch_stats=copy(g_vars["batch_stats"]),
     )

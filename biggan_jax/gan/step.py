@@ -50,7 +50,7 @@ class Update:
         self.scan = platform != "cpu"
         self.generator, self.discriminator = networks.build(config, platform)
         self.g_optimizer = state_lib.optimizer(config, config["optim"]["g_lr"])
-        self.d_optimizer = state_lib.optimizer(config, config["optim"]["d_lr"])
+        self.d_optimizer = state_lib.d_optimizer(config)
 
     def draw(self, step: jax.Array) -> Draws:
         """Draws a step's latents and labels, a function of (seed, step) on any mesh."""

@@ -65,9 +65,12 @@ class FarAway(TinyShapes):
         return {"train": self._generate_examples(1)}
 
 
-def make_config(name, directory, split="train", resolution=32, num_classes=10, resize="area"):
+def make_config(
+    name, directory, split="train", resolution=32, num_classes=10, resize="area", classes=()
+):
     c = config_lib.default()
     c.update(batch_size=8)
+    c.data.classes = classes
     c.data.update(name=name, dir=str(directory), split=split, resize=resize)
     c.model.update(resolution=resolution, num_classes=num_classes, g_attention=(), d_attention=())
     return config_lib.resolve(c, 1)
@@ -425,3 +428,48 @@ def test_folder_mistakes(folder, tmp_path):
     message = error_of("folder", directory)
     assert str(directory / "c_birds") in message
     assert "no pictures" in message
+
+
+# Some of the classes
+
+
+def test_some_classes_of_a_tfds_set(tfds_dir, monkeypatch):
+    # Of large sets too every label is read.
+    monkeypatch.setattr(datasets, "COUNT_ALL_UP_TO", 11)
+    source = open_source("tiny_shapes", tfds_dir, classes=(2, 0))
+    assert (source.name, source.split, source.resolution) == ("tiny_shapes", "train", 32)
+    assert source.class_names == ("star", "disc") and source.num_classes == 2
+    assert len(source) == 8
+    assert source.labels().tolist() == [1, 0] * 4 and source.labels().dtype == np.int32
+    for i, record in enumerate([0, 2, 3, 5, 6, 8, 9, 11]):
+        image, label = source[i]
+        assert (image == 10 * record).all()
+        assert label == source.label(i) == [1, 0][i % 2]
+    images, labels = loader.read(source, np.array([7, 0]))
+    assert images[:, 0, 0, 0].tolist() == [110, 0] and labels.tolist() == [0, 1]
+
+
+def test_some_classes_of_a_folder(folder):
+    source = open_source("folder", folder[0], classes=(1,))
+    assert (source.class_names, len(source)) == (("b_dogs",), 3)
+    assert source.where == str(folder[0])
+    np.testing.assert_array_equal(source[2][0], open_source("folder", folder[0])[5][0])
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ((0, 3), "data.classes=(0, 3): 3 is no class of data.name='tiny_shapes', which has 0 to 2"),
+        ((-1,), "-1 is no class"),
+        (("disc",), "'disc' is no class"),
+        ((True,), "True is no class"),
+        ((1, 2, 1), "data.classes=(1, 2, 1): 1 is named twice"),
+    ],
+)
+def test_classes_that_are_none(tfds_dir, classes, message):
+    assert message in error_of("tiny_shapes", tfds_dir, classes=classes)
+
+
+def test_classes_without_an_image(tfds_dir):
+    message = error_of("tiny_shapes", tfds_dir, "train[:1]", classes=(1, 2))
+    assert "split 'train[:1]'" in message and "no images of these classes" in message

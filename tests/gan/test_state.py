@@ -65,3 +65,59 @@ def test_first_state():
             np.testing.assert_allclose(w.T @ w, np.eye(w.shape[1]), atol=1e-5)
     other = jax.jit(lambda: state_lib.init(small_config(seed=1)))()
     assert np.abs(state.g_params["linear"]["kernel"] - other.g_params["linear"]["kernel"]).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "moving"),
+    [
+        ({"freeze_d_blocks": 0}, {"block0", "block1", "block2", "block3"}),
+        ({"freeze_d_blocks": 1}, {"block1", "block2", "block3"}),
+        ({"freeze_d_blocks": 4}, set()),
+        (
+            {"freeze_d_blocks": 1, "d_attention": (16, 8)},
+            {"block1", "attention8", "block2", "block3"},
+        ),
+        ({"freeze_d_blocks": 2, "d_attention": (16, 8)}, {"block2", "block3"}),
+        (
+            {"freeze_d_blocks": 1, "arch": "biggan_deep", "d_attention": (16,)},
+            {"block1", "attention16", "block2", "block3", "block4", "block5"},
+        ),
+        (
+            {"freeze_d_blocks": 2, "arch": "biggan_deep", "d_attention": (16, 8)},
+            {"block2", "block3", "attention8", "block4", "block5"},
+        ),
+    ],
+)
+def test_frozen_is_all_that_stands_before_the_first_free_block(changes, moving):
+    keys = {f"{'optim' if k.startswith('freeze') else 'model'}__{k}": v for k, v in changes.items()}
+    config = small_config(model__resolution=32, optim__beta1=0.5, **keys)
+    params = jax.eval_shape(lambda: state_lib.init(config)).d_params
+    params = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), params)
+    assert len([name for name in params if name.startswith("block")]) == config_lib.d_blocks(
+        config.model
+    )
+    optimizer = state_lib.d_optimizer(config)
+    state, new = optimizer.init(params), params
+    for _ in range(2):
+        updates, state = optimizer.update(params, state, new)
+        new = optax.apply_updates(new, updates)
+    whole = lambda name: [bool((x != 1).all()) for x in jax.tree.leaves(new[name])]  # noqa: E731
+    some = lambda name: [bool((x != 1).any()) for x in jax.tree.leaves(new[name])]  # noqa: E731
+    assert {name for name in params if all(whole(name))} == moving | {"linear", "embed"}
+    assert {name for name in params if any(some(name))} == moving | {"linear", "embed"}
+
+
+def test_freezing_adds_no_array_to_a_checkpoint():
+    params = {"block0": {"kernel": jnp.zeros((3, 3, 3, 8))}}
+    paths = lambda opt: [path for path, _ in jax.tree_util.tree_leaves_with_path(opt)]  # noqa: E731
+    rms = optax.scale_by_rms(bias_correction=True)
+    plain = optax.chain(rms, optax.scale_by_learning_rate(1.0))
+    for beta1, want in ((0.0, plain), (0.5, optax.adam(1.0))):
+        got = [
+            state_lib.d_optimizer(
+                small_config(optim__beta1=beta1, optim__freeze_d_blocks=blocks)
+            ).init(params)
+            for blocks in (0, 1)
+        ]
+        assert jax.tree.structure(got[0]) == jax.tree.structure(want.init(params))
+        assert paths(got[0]) == paths(got[1])
