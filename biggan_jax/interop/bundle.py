@@ -113,7 +113,7 @@ def write(bundle: Bundle, folder: str) -> None:
     with files.new_folder(folder) as temporary:
         weights = os.path.join(temporary, WEIGHTS)
         safetensors.numpy.save_file(
-            {k: np.ascontiguousarray(v) for k, v in sorted(bundle.tensors.items())}, weights
+            {k: np.asarray(v, order="C") for k, v in sorted(bundle.tensors.items())}, weights
         )
         digest = sha256(weights)
         about = {

@@ -4,6 +4,8 @@ A format is a list of `Entry`, each a tensor of ours, its name there and the `ki
 there (spec section 18.1). The same list reads and writes.
 """
 
+import functools
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -94,6 +96,13 @@ def abstract(model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Places are those of `flatten`: "params/...", "batch_stats/...", "spectral/...".
     """
+    return _abstract(json.dumps(model, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=8)
+def _abstract(text):
+    """Tracing a whole network takes seconds, and an import asks for the same one several times."""
+    model = json.loads(text)
     g, d = networks.build({"model": model})
     labels = jnp.zeros((1,), jnp.int32)
     z = jnp.zeros((1, model["z_dim"]), jnp.float32)
@@ -190,5 +199,5 @@ def write(
     for entry in entries:
         array = ours[entry.ours]
         shape = (shapes or {}).get(entry.theirs, array.shape)
-        theirs[entry.theirs] = np.ascontiguousarray(KINDS[entry.kind].write(array, shape))
+        theirs[entry.theirs] = np.asarray(KINDS[entry.kind].write(array, shape), order="C")
     return theirs

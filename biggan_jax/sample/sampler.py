@@ -74,7 +74,9 @@ class Sampler:
         Returns:
           [N, R, R, 3] uint8.
         """
-        images, size = [], self.batch_size
+        # Few images do not wait for a whole batch; each device has its part all the same.
+        devices = self.mesh.size
+        images, size = [], min(self.batch_size, -(-len(labels) // devices) * devices)
         for start in range(0, len(labels), size):
             part = np.resize(labels[start : start + size], size).astype(np.int32)
             index = np.arange(start, start + size)
