@@ -334,7 +334,8 @@ def compare_gan(resolution, ch=8, d_ch=8, classes=7, shared=16, chunk=4, deep=Fa
 
     def statistics(scope, width):
         t.normal(f"{scope}/accu/accu_mean", width, std=0.05 * COUNT)
-        t.uniform(f"{scope}/accu/accu_variance", 0.05 * COUNT, 0.2 * COUNT, width)
+        low, high = (0.25, 1.0) if deep else (0.05, 0.2)
+        t.uniform(f"{scope}/accu/accu_variance", low * COUNT, high * COUNT, width)
         t[f"{scope}/accu/accu_counter"] = np.float32(COUNT)
         t[f"{scope}/accu/update_accus"] = np.int32(0)
 
@@ -367,7 +368,7 @@ def compare_gan(resolution, ch=8, d_ch=8, classes=7, shared=16, chunk=4, deep=Fa
             layer(f"{block}/up_conv_shortcut", 1, 1, a, b)
         if (8 << (i // 2 if deep else i)) == g_attention and (i % 2 or not deep):
             attention("generator", b)
-    low, high = (0.1, 0.3) if deep else (0.5, 1.0)  # Images that tanh does not saturate.
+    low, high = (0.2, 0.6) if deep else (0.5, 1.0)  # Images that tanh does not saturate.
     t.uniform("generator/final_norm/gamma", low, high, widths[-1])
     t.normal("generator/final_norm/beta", widths[-1], std=0.3)
     statistics("generator/final_norm", widths[-1])
