@@ -27,7 +27,8 @@ D_CHANNELS: dict[int, tuple[tuple[int, ...], int]] = {
     256: ((1, 2, 4, 8, 8, 16, 16), 6),
     512: ((1, 1, 2, 4, 8, 8, 16, 16), 7),
 }
-COMPARE_GAN_D_CHANNELS = D_CHANNELS | {32: ((2, 2, 2, 2), 2), 64: ((2, 4, 8, 16, 16), 4)}
+# At 32 px its source halves in all blocks but the last; spec section 4.1 has it otherwise.
+COMPARE_GAN_D_CHANNELS = D_CHANNELS | {32: ((2, 2, 2, 2), 3), 64: ((2, 4, 8, 16, 16), 4)}
 
 
 class GBlock(nn.Module):
