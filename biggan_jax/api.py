@@ -86,6 +86,12 @@ class Model:
         self._judge = jax.jit(self._discriminator.apply)
 
     @property
+    def title(self) -> str:
+        """The name and, where it is known, the step, for a sheet."""
+        step = self.bundle.source.get("itr")
+        return self.name if step is None else f"{self.name}: step {step:,}"
+
+    @property
     def has_discriminator(self) -> bool:
         """Whether `discriminate` can be called."""
         return self._d_variables is not None
@@ -293,7 +299,7 @@ def write_sheet(
         images,
         len(picked),
         column_labels=[model.class_names[i] for i in picked],
-        title=f"{model.name}, seed {seed}, {model.describe(truncation, mode)}",
+        title=", ".join([model.title, f"seed {seed}", model.describe(truncation, mode)]),
     )
     sheets.save_png(picture, out)
     return out

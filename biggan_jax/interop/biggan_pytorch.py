@@ -72,7 +72,7 @@ def read(path: str, overrides: Iterable[tuple[str, str]] = ()) -> Bundle:
     source |= {"batch_norm": {}, "unusual": {}}
     folder = os.path.dirname(path) if os.path.isfile(path) else path
     name = os.path.basename(os.path.abspath(folder))
-    bundle = Bundle(name, model, {}, truncation="std", source=source)
+    bundle = Bundle(name, model, {}, source=source)
     shapes = layout.abstract(model)
     for network, stem in STEMS.items():
         if stem not in tensors:

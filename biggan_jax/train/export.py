@@ -49,6 +49,7 @@ def to_bundle(run: str, step: int | None = None) -> Bundle:
         source={
             "format": "biggan-jax run",
             "files": {},
+            "itr": int(state.step),
             "notes": [
                 f"Checkpoint of step {int(state.step):,}; a step is {config.d_steps} updates of D"
                 f" and one of G on {config.batch_size:,} images each."
