@@ -5,7 +5,7 @@ Hardware:  2 CPU cores, 6 minutes. The 1,437 training images ship inside scikit-
 Expected:  see docs/performance.md: label accuracy, coverage and copies, measured by
            python -m benchmarks.digits_quality runs/digits --json
 Variants:  `four` learns 3, 5, 8 and 9 alone; with --config.init_from=runs/digits it shows
-           fine-tuning.
+           fine-tuning (docs/performance.md).
 """
 
 from biggan_jax import config as config_lib
@@ -23,7 +23,8 @@ def get_config(variant: str = ""):
     c.optim.update(g_lr=1.2e-3, d_lr=1.2e-3, eps=1e-5, g_ortho=0.0, warmup=1500)
     c.ema.update(decay=0.998, start=200)
     if config_lib.pick_variant(variant, ("four",)):
-        c.update(name="digits_four", num_steps=600)
+        c.update(name="digits_four", num_steps=400)
+        c.optim.warmup = 200
         c.data.classes = (3, 5, 8, 9)
         c.model.num_classes = 4
     return c

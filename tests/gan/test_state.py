@@ -6,6 +6,7 @@ import pytest
 
 from biggan_jax import config as config_lib
 from biggan_jax.gan import state as state_lib
+from biggan_jax.models import biggan, biggan_deep
 
 
 def small_config(**changes):
@@ -121,3 +122,14 @@ def test_freezing_adds_no_array_to_a_checkpoint():
         ]
         assert jax.tree.structure(got[0]) == jax.tree.structure(want.init(params))
         assert paths(got[0]) == paths(got[1])
+
+
+def test_the_number_of_ds_blocks_is_that_of_the_tables():
+    for name, family in (("biggan", biggan), ("biggan_deep", biggan_deep)):
+        for table in (family.D_CHANNELS, family.COMPARE_GAN_D_CHANNELS):
+            for resolution, (multiples, _) in table.items():
+                blocks = config_lib.d_blocks({"arch": name, "resolution": resolution})
+                assert (
+                    blocks
+                    == {"biggan": len(multiples), "biggan_deep": 2 * len(multiples) - 2}[name]
+                )
