@@ -174,8 +174,7 @@ def test_a_bundle_gives_weights_and_no_moments(ten, bundles, data_dir):
 
 def test_without_a_discriminator_d_starts_fresh(ten, bundles, data_dir):
     _, source = ten
-    # A D of another width is no hindrance then.
-    config = small_config(data_dir, init_from=bundles["no_d"], model__d_ch=4)
+    config = small_config(data_dir, init_from=bundles["no_d"])
     state, lines = start(config)
     new = fresh(config)
     assert differing((state.d_params, state.d_spectral), (new.d_params, new.d_spectral)) == set()
@@ -332,6 +331,7 @@ def test_a_run_as_a_bundle(ten, bundles):
     assert bundle.source == {
         "format": "biggan-jax run",
         "files": {},
+        "itr": 2000,
         "notes": [
             "Checkpoint of step 2,000; a step is 2 updates of D and one of G on 8 images each."
         ],
