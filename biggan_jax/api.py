@@ -18,8 +18,12 @@ from biggan_jax.interop import formats, huggingface, layout
 from biggan_jax.models import networks
 from biggan_jax.parallel import mesh as mesh_lib
 from biggan_jax.sample import latents, sampler, sheets, statistics
+from biggan_jax.train import export as run_export
+from biggan_jax.train import runs
 
-MAX_BATCH = 64  # Images in one forward pass; bounds memory.
+# Bounds of one forward pass: images at 128 px, and floats of G's largest attention map.
+MAX_BATCH = 64
+MAX_SCORES = 1 << 28
 TABLE_ROWS = 51
 
 
@@ -42,9 +46,9 @@ def read(path: str, step: int | None = None) -> bundle_lib.Bundle:
         if step is not None:
             raise ConfigError(f"--step={step}: {path!r} is a bundle, which has no checkpoints.")
         return bundle_lib.read(path)
-    from biggan_jax.train import export
-
-    return export.to_bundle(path, step)
+    if not os.path.isdir(os.path.join(path, runs.CHECKPOINTS)):
+        formats.check_not_foreign(path)
+    return run_export.to_bundle(path, step)
 
 
 class Model:
@@ -64,7 +68,8 @@ class Model:
         config = config_lib.default()
         config.name = bundle.name
         config.model.update({k: _tuple(v) for k, v in bundle.model.items()})
-        config.sample.standing_batch = min(MAX_BATCH, bundle.standing_images)
+        self._batch = _largest_batch(config.model)
+        config.sample.standing_batch = min(self._batch, bundle.standing_images)
         config.sample.standing_passes = -(-bundle.standing_images // config.sample.standing_batch)
         self.config = ml_collections.FrozenConfigDict(config)
         classes = self.config.model.num_classes
@@ -105,14 +110,13 @@ class Model:
     ) -> np.ndarray:
         """Generates one image a label.
 
-        BN statistics fit the truncation: those of the model's own table where it brings one for
-        this mode, else standing statistics, made once a truncation (which takes as long as some
-        hundred images).
+        BN statistics fit the truncation: those that the model brings for it in this mode, else
+        standing statistics, made once a truncation (which takes as long as some hundred images).
 
         Args:
           labels: [N] class numbers.
-          truncation: see `sample.latents`; None for the plain normal, or, where the model brings
-            a table, for its end (t = 1).
+          truncation: see `sample.latents`; None for the plain normal, but for models made for mode
+            hub, whose largest t is 1, for that.
           seed: of the latents; image i depends on (seed, i) and its label alone.
           mode: what the truncation means; None for the model's own convention.
 
@@ -122,20 +126,17 @@ class Model:
         Raises:
           ConfigError: if a label is none of the model's, or truncation or mode cannot be.
         """
-        mode = self.truncation_mode if mode is None else mode
-        if truncation is None and self.bundle.grid and mode == self.truncation_mode:
-            truncation = 1.0
+        truncation, mode = self._settled(truncation, mode)
         latents.check_truncation(truncation, mode)
+        if not 0 <= seed < 2**31:
+            raise ConfigError(f"--seed={seed}: must be at least 0 and below 2**31.")
         images_of = self._checked(labels)
         stats = self._statistics(truncation, mode)
         return self._sampler.sample(self._weights, stats, images_of, seed, truncation, mode)
 
     def describe(self, truncation: float | None, mode: str | None) -> str:
         """Returns in words what `sample` does with these arguments, for a sheet."""
-        mode = self.truncation_mode if mode is None else mode
-        if truncation is None and self.bundle.grid and mode == self.truncation_mode:
-            truncation = 1.0
-        return latents.describe(truncation, mode)
+        return latents.describe(*self._settled(truncation, mode))
 
     def generate(
         self,
@@ -168,7 +169,7 @@ class Model:
             )
         stats = self._chosen(statistics, truncation)
         call = lambda z, y: self._generate(self._weights, stats, z, y)  # noqa: E731
-        return _in_batches(call, z, labels)
+        return _in_batches(call, self._batch, z, labels)
 
     def discriminate(self, images: np.ndarray, labels: Sequence[int] | np.ndarray) -> np.ndarray:
         """Judges images.
@@ -198,7 +199,7 @@ class Model:
         if images.dtype == np.uint8:
             images = images.astype(np.float32) / 127.5 - 1
         call = lambda x, y: self._judge(self._d_variables, x, y)  # noqa: E731
-        return _in_batches(call, images.astype(np.float32), labels)
+        return _in_batches(call, self._batch, images.astype(np.float32), labels)
 
     def make_table(self, progress: bool = False) -> None:
         """Gives the bundle standing statistics for 51 truncations in mode hub, as HF files hold.
@@ -236,9 +237,18 @@ class Model:
         found = statistics.lookup(table, self.bundle.grid, truncation, name)
         return layout.unflatten(found)["batch_stats"]
 
+    def _settled(self, truncation, mode):
+        mode = self.truncation_mode if mode is None else mode
+        if truncation is None and mode == self.truncation_mode == "hub":
+            truncation = 1.0  # These models know no plain normal (spec section 14.1).
+        return truncation, mode
+
     def _statistics(self, truncation, mode):
-        if self.bundle.grid and mode == self.truncation_mode and truncation is not None:
+        own = mode == self.truncation_mode and truncation is not None
+        if own and self.bundle.grid:
             return self._chosen("correct", truncation)
+        if own and mode == "hub" and truncation == 1.0:
+            return self._stored  # Without a table the modules hold those of t = 1.
         return self._made(truncation, mode)
 
     def _made(self, truncation, mode):
@@ -289,8 +299,6 @@ def write_sheet(
         raise ConfigError(f"--num={num}: must be at least 1.")
     if not out.lower().endswith(".png"):
         raise ConfigError(f"--out={out}: must end in .png.")
-    if not 0 <= seed < 2**31:
-        raise ConfigError(f"--seed={seed}: must be at least 0 and below 2**31.")
     files.check_folder(os.path.dirname(out) or ".", "--out")
     picked = pick_classes(classes, model.class_names)
     # Row by row, so that the latents of a sheet's first rows stay when more rows are asked for.
@@ -360,9 +368,17 @@ def _tuple(value):
     return tuple(value) if isinstance(value, list) else value
 
 
-def _in_batches(call, x, labels):
-    """Calls with at most `MAX_BATCH` examples of one size, so that it compiles once."""
-    size = min(len(labels), MAX_BATCH)
+def _largest_batch(model):
+    """Images a forward pass, so that neither activations nor attention maps fill the memory."""
+    batch = MAX_BATCH * 128**2 // max(128, model.resolution) ** 2
+    for size in (*model.g_attention, *model.d_attention):
+        batch = min(batch, MAX_SCORES // (size**4 // 4))
+    return max(1, batch)
+
+
+def _in_batches(call, batch, x, labels):
+    """Calls with examples of one size, so that it compiles once."""
+    size = min(len(labels), batch)
     done = []
     for start in range(0, len(labels), size):
         part = np.arange(start, start + size) % len(labels)

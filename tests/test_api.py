@@ -117,6 +117,35 @@ def test_sample_uses_the_table_in_its_own_mode_and_standing_statistics_in_others
     np.testing.assert_array_equal(model.sample(labels, seed=5), model.sample(labels, 1.0, seed=5))
 
 
+def test_a_hub_model_without_a_table_has_statistics_of_truncation_one():
+    bundle = make_bundle()
+    bundle.truncation = "hub"
+    model = api.Model(bundle)
+    want = model.generate(latents.draw(5, np.arange(2), 12, 1.0, "hub"), [0, 1])
+    got = model.sample([0, 1], seed=5)
+    assert np.abs(got - np.round(127.5 * (want + 1))).max() <= 1
+    np.testing.assert_array_equal(model.sample([0, 1], 1.0, seed=5), got)
+    assert model.describe(None, None) == "hub truncation 1"
+    assert not model._standing
+    model.sample([0, 1], 0.5, seed=5)
+    assert list(model._standing) == [(0.5, "hub")]
+
+
+@pytest.mark.parametrize(
+    ("model", "batch"),
+    [
+        ({"resolution": 32, "g_attention": (), "d_attention": ()}, 64),
+        ({"resolution": 128, "g_attention": (64,), "d_attention": (64,)}, 64),
+        # 2^26 scores an image, 256 MiB, and its softmax as much again.
+        ({"resolution": 256, "g_attention": (128,), "d_attention": (64,)}, 4),
+        ({"resolution": 256, "g_attention": (64,), "d_attention": (64,)}, 16),
+        ({"resolution": 512, "g_attention": (64,), "d_attention": (64,)}, 4),
+    ],
+)
+def test_batches_shrink_as_images_grow(model, batch):
+    assert api._largest_batch(config_lib.ml_collections.ConfigDict(model)) == batch
+
+
 def test_standing_statistics_of_generate_are_those_of_the_truncation():
     model = api.Model(make_bundle())
     z, labels = np.zeros((2, 12), np.float32), [0, 1]
@@ -135,6 +164,7 @@ def test_standing_statistics_of_generate_are_those_of_the_truncation():
         (lambda m: m.sample([0.5]), "labels must be a list of class numbers"),
         (lambda m: m.sample([0], truncation=0.0), "must be a number above 0"),
         (lambda m: m.sample([0], 0.5, mode="hubb"), "--mode=hubb: must be one of"),
+        (lambda m: m.sample([0], seed=2**31), "--seed=2147483648: must be at least 0 and below"),
         (lambda m: m.generate(np.zeros((1, 5)), [0]), r"z is of shape \[1, 5\]"),
         (lambda m: m.generate(np.zeros((1, 12)), [0], 1.0, "x"), "must be one of correct, hf-"),
         (lambda m: m.generate(np.zeros((1, 12)), [0], 1.0, "hf-compat"), "brings no statistics"),
@@ -222,6 +252,7 @@ def test_a_run_its_bundle_and_what_is_loaded_again_are_one_model(run_folder, tmp
         (["export", "RUN", "OUT", "--format=bundle", "--step=3"], "no checkpoint of step 3"),
         (["export", "RUN", "OUT", "--format=huggingface"], "BigGAN-deep"),
         (["import", "nowhere/x", "OUT"], "there is no 'nowhere/x'"),
+        (["import", "nope", "OUT"], "there is no 'nope'"),
         (["import", "RUN", "OUT"], "looks like none of the known formats"),
         (["import", "RUN", "OUT", "--format=x"], "--format=x: must be one of biggan-pytorch"),
         (["import", "RUN", "RUN"], "is there already and not empty"),
@@ -281,6 +312,13 @@ def flip(path):
         (lambda f: edit(f, lambda a: a["model"].update(num_classes=4)), r"must be \[4, 8\]"),
         (lambda f: edit(f, lambda a: a.update(grid=[0, 1])), "statistics a truncation do not fit"),
         (lambda f: edit(f, lambda a: a.update(format="x")), "is not a bundle"),
+        (lambda f: edit(f, lambda a: a["model"].update(arch="foo")), "model.arch='foo': must be"),
+        (lambda f: edit(f, lambda a: a["model"].update(z_dim=13)), "must be a multiple of 3"),
+        (lambda f: edit(f, lambda a: a["model"].update(sn_eps="x")), "'x' is not a number"),
+        (lambda f: edit(f, lambda a: a.update(truncation="foo")), "truncation='foo': must be one"),
+        (lambda f: edit(f, lambda a: a.update(class_names=["cat"])), "1 class names for 3 classes"),
+        (lambda f: edit(f, lambda a: a.update(grid=[1, 0.5, 0])), "in ascending order"),
+        (lambda f: edit(f, lambda a: a.update(source=[])), "source: must hold keys"),
     ],
 )
 def test_a_damaged_bundle_is_named_in_one_sentence(saved, damage, message):

@@ -64,7 +64,10 @@ def read(path: str, overrides: Iterable[tuple[str, str]] = ()) -> Bundle:
     overrides = tuple(overrides)
     places, notes = _choose(path)
     arguments = places.get("state_dict", "")
-    state = _plain(_state(arguments)) if arguments else None
+    try:
+        state = _plain(_state(arguments)) if arguments else None
+    except RecursionError:  # pth reads a list that holds itself as one.
+        raise ConfigError(f"{arguments!r} is damaged: it is nested without an end.") from None
     tensors = {stem: _tensors(places[stem]) for stem in STEMS.values() if stem in places}
     model = _model(places, tensors, state, overrides, notes)
 

@@ -25,6 +25,7 @@ from biggan_jax import config as config_lib
 from biggan_jax import files
 from biggan_jax.config import ConfigError
 from biggan_jax.interop import layout
+from biggan_jax.sample import latents
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -162,10 +163,10 @@ def read(folder: str) -> Bundle:
     weights = os.path.join(folder, WEIGHTS)
     try:
         if sha256(weights) != about["sha256"]:
-            raise ConfigError(f"{weights!r} is damaged: its SHA-256 is not the one in {CONFIG}.")
+            raise ConfigError(f"{WEIGHTS} is damaged: its SHA-256 is not the one in {CONFIG}.")
         bundle = Bundle(
             name=about["name"],
-            model={k: about["model"][k] for k in config_lib.default().model},
+            model=_checked_model(about["model"]),
             tensors=safetensors.numpy.load_file(weights),
             truncation=about["truncation"],
             grid=tuple(about["grid"]),
@@ -173,11 +174,44 @@ def read(folder: str) -> Bundle:
             class_names=tuple(about["class_names"]),
             source=about["source"],
         )
-    except (OSError, KeyError, TypeError, safetensors.SafetensorError) as e:
+        _check_about(bundle)
+    except ConfigError as e:
+        raise ConfigError(f"{folder!r}: {e}") from e
+    except (OSError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as e:
         reason = (str(e) or type(e).__name__).splitlines()[0]
         raise ConfigError(f"{folder!r}: the bundle cannot be read: {reason}") from e
     _check_tensors(bundle, folder)
     return bundle
+
+
+def _checked_model(model):
+    """The model in a config.json, every key held to its type and the whole to sense."""
+    config = config_lib.default()
+    for key in config.model:
+        value = model[key]
+        config_lib.override(
+            config, f"model.{key}", value if isinstance(value, str) else repr(value)
+        )
+    # A group of BN divides the batch, of which a bundle knows nothing else.
+    config.batch_size = config.model.bn_group_size
+    return {key: _plain(value) for key, value in config_lib.resolve(config, 1).model.items()}
+
+
+def _check_about(bundle):
+    classes = bundle.model["num_classes"]
+    if bundle.truncation not in latents.MODES:
+        raise ConfigError(
+            f"truncation={bundle.truncation!r}: must be one of {', '.join(latents.MODES)}."
+        )
+    if len(bundle.class_names) not in (0, classes):
+        raise ConfigError(f"{len(bundle.class_names)} class names for {classes} classes.")
+    numbers = all(type(t) in (int, float) for t in bundle.grid)
+    if not numbers or list(bundle.grid) != sorted(set(bundle.grid)):
+        raise ConfigError("grid: must hold truncations in ascending order.")
+    if type(bundle.standing_images) is not int or bundle.standing_images < 1:
+        raise ConfigError(f"standing_images={bundle.standing_images!r}: must be at least 1.")
+    if not isinstance(bundle.source, dict):
+        raise ConfigError("source: must hold keys and values.")
 
 
 def _check_tensors(bundle, where):
@@ -226,7 +260,9 @@ def card(bundle: Bundle, digest: str) -> str:
         f"Truncation convention: `{bundle.truncation}`."
         + (f" BN statistics for {len(bundle.grid)} truncations." if bundle.grid else ""),
         f"Spectral norm: rule `{model['sigma_rule']}`, eps {model['sn_eps']:g}. Batch norm: eps"
-        f" {model['bn_eps']:g}, last one {model['out_bn_eps']:g}.",
+        f" {model['bn_eps']:g}, last one {model['out_bn_eps']:g}. Condition:"
+        f" `{model['condition_order']}`. RGB head: {model['rgb_channels']} channels."
+        + (" Gain, upsampling and D as in compare_gan." if model["compare_gan"] else ""),
         "",
         "## Use",
         "",

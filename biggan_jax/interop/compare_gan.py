@@ -249,11 +249,27 @@ def _name(model, network, place, statistics, suffix):
 def _read(checkpoint, network, entries, shapes, suffix, notes):
     """Reads one network, its statistics averaged and its vectors u on the shorter side."""
     changed = {}
+    sums = [e.theirs for e in entries if e.theirs.endswith(tuple(_SUMS.values()))]
+    counts = {name: _count(checkpoint, name) for name in sums if name in checkpoint}
+    empty = counts and not any(counts.values())
+    if empty:
+        notes.append(
+            "The checkpoint holds no batch norm statistics: compare_gan's evaluation writes those,"
+            " into a file without D. `sample` makes its own; `generate` needs"
+            ' statistics="standing".'
+        )
     for entry in entries:
         if entry.theirs not in checkpoint:
             continue  # layout.read says so.
-        if entry.theirs.endswith(("/accu/accu_mean", "/accu/accu_variance")):
-            changed[entry.theirs] = checkpoint[entry.theirs] / _count(checkpoint, entry.theirs)
+        if entry.theirs in counts:
+            total, count = checkpoint[entry.theirs], counts[entry.theirs]
+            if not count and not empty:
+                raise ConfigError(
+                    f"{checkpoint.prefix}: {entry.theirs!r} is a sum over no batch, and others are"
+                    " not."
+                )
+            unit = 0.0 if entry.theirs.endswith("mean") else 1.0
+            changed[entry.theirs] = np.full_like(total, unit) if empty else total / count
         if entry.theirs.endswith("/u_var"):
             u = _moved_u(checkpoint, entry.theirs, suffix)
             if u is not None:
@@ -274,16 +290,11 @@ def _read(checkpoint, network, entries, shapes, suffix, notes):
 
 
 def _count(checkpoint, total):
-    """How many batches a sum of statistics is of."""
+    """How many batches a sum of statistics is of; 0 where it was never filled."""
     counter = f"{total.rpartition('/')[0]}/accu_counter"
     checkpoint.shape_of(counter, 0)
     count = float(checkpoint[counter])
-    if not count >= 1:  # It starts at 1e-12.
-        raise ConfigError(
-            f"{checkpoint.prefix}: holds no batch norm statistics, {counter} is {count:g}; run"
-            " compare_gan's evaluation and give the model-with-accu.ckpt that it writes."
-        )
-    return count
+    return count if count >= 1 else 0.0  # It starts at 1e-12.
 
 
 def _moved_u(checkpoint, name, suffix):

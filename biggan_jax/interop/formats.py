@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 from biggan_jax.config import ConfigError
-from biggan_jax.interop.bundle import Bundle
+from biggan_jax.interop.bundle import Bundle, is_bundle
 
 # Each module has NAME, recognise(path), read(path, overrides) and, where it can be written,
 # write(bundle, folder).
@@ -35,16 +35,26 @@ def read(path: str, name: str | None = None, overrides: Any = ()) -> Bundle:
     modules = _modules()
     if name is not None:
         return modules[_known(name, READABLE)].read(path, overrides)
-    folder = path if os.path.isdir(path) else os.path.dirname(path)
-    if not os.path.exists(path) and not os.path.isdir(folder or "."):
+    if not os.path.exists(path) and not os.path.exists(path + ".index"):
         raise ConfigError(f"there is no {path!r}.")
+    if is_bundle(path):
+        raise ConfigError(f"{path!r} is a bundle already.")
     fitting = [module for module in modules.values() if module.recognise(path)]
     if len(fitting) != 1:
         raise ConfigError(
-            f"{path!r} looks like {'more than one' if fitting else 'none'} of the known formats;"
-            f" say --format={' or '.join(READABLE)}."
+            f"{path!r} looks like {'more than one' if fitting else 'none'} of the known formats,"
+            f" or is damaged; --format={' or '.join(READABLE)} says more."
         )
     return fitting[0].read(path, overrides)
+
+
+def check_not_foreign(path: str) -> None:
+    """Raises ConfigError, with what to do, where a path holds a model that is not imported yet."""
+    for name, module in _modules().items():
+        if module.recognise(path):
+            raise ConfigError(
+                f"{path!r} is a {name} model: turn it into a bundle by biggan import."
+            )
 
 
 def check_writable(name: str) -> None:

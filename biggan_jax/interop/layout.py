@@ -83,7 +83,7 @@ KINDS: dict[str, Kind] = {
 
 
 def shape_there(ours: tuple[int, ...], kind: str) -> tuple[int, ...] | None:
-    """Returns the shape that a tensor of ours has there; None where only the size is fixed."""
+    """Returns the shape that a tensor of ours has there; None where axes of 1 are free."""
     if kind == "exact":
         return ours
     if kind in ("conv", "dense", "first_kernel"):
@@ -169,7 +169,9 @@ def read(
             raise ConfigError(f"{where}: {entry.theirs!r} is not a tensor of numbers.")
         want = shapes[entry.ours].shape
         there = shape_there(want, entry.kind)
-        fits = array.shape == there if there else array.size == int(np.prod(want))
+        # Axes of length 1 come and go; others do not.
+        bare = lambda shape: tuple(n for n in shape if n != 1)  # noqa: E731
+        fits = array.shape == there if there else bare(array.shape) == bare(want)
         if not fits:
             raise ConfigError(
                 f"{where}: {entry.theirs!r} is of shape {list(array.shape)} and must be"

@@ -13,6 +13,17 @@ from biggan_jax.interop import bundle
 from biggan_jax.train import checkpoint, report, runs
 from biggan_jax.train import digest as digest_lib
 
+# What models from elsewhere may do differently, besides sizes.
+CONVENTIONS = (
+    "condition_order",
+    "sigma_rule",
+    "rgb_channels",
+    "compare_gan",
+    "bn_eps",
+    "out_bn_eps",
+    "sn_eps",
+)
+
 
 def dry_run(config: ml_collections.ConfigDict) -> str:
     """Returns the resolved config and the parameter tables as text; makes no array.
@@ -124,6 +135,7 @@ def bundle_text(facts: dict[str, Any]) -> str:
         f"parameters: {counts}",
         f"truncation: {facts['truncation']}"
         f" ({facts['truncations_with_statistics'] or 'no'} truncations with statistics)",
+        ", ".join(f"{key} {model[key]}" for key in CONVENTIONS),
         f"from: {facts['source'].get('format', 'not known')}",
         *(f"note: {note}" for note in facts["source"].get("notes", ())),
     ]

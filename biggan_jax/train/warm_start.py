@@ -127,14 +127,19 @@ def _read(place, mesh):
 
 def _check_same_model(config, source, has_d):
     plain = lambda value: list(value) if isinstance(value, tuple) else value  # noqa: E731
+    flags = []
     for key, value in config["model"].items():
         there, here = plain(source.model[key]), plain(value)
         unused = key in FREE_KEYS or (key.startswith("d_") and not has_d)
         if there != here and not unused:
-            raise ConfigError(
-                f"init_from={config['init_from']!r}: model.{key} is {there!r} there and {here!r}"
-                " here; only a model that is the same but for its classes can start from it."
-            )
+            flags.append((key, there, here, f"--config.model.{key}={there}".replace(" ", "")))
+    if flags:
+        key, there, here, _ = flags[0]
+        raise ConfigError(
+            f"init_from={config['init_from']!r}: model.{key} is {there!r} there and {here!r} here;"
+            " only a model that is the same but for its classes can start from it, so add"
+            f" {' '.join(flag for *_, flag in flags)}."
+        )
     frozen = config["optim"]["freeze_d_blocks"]
     if frozen and not has_d:
         raise ConfigError(

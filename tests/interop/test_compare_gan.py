@@ -246,9 +246,9 @@ BAD = {
         r"'generator/B3/up_conv1/kernel' is of shape \[3, 3, 32, 64\] and must be"
         r" \[3, 3, 64, 32\]",
     ),
-    "never accumulated": (
-        change("accu_counter", lambda x: np.float32(1e-12)),
-        r"holds no batch norm statistics, .*accu_counter is 1e-12; run",
+    "one never accumulated": (
+        change("B2/bn1/accu/accu_counter", lambda x: np.float32(1e-12)),
+        "is a sum over no batch, and others are not",
     ),
     "no counter": (lack("accu_counter"), "accu/accu_counter' is missing"),
     "no embed_y": (lack("embed_y"), "only models with embed_y"),
@@ -263,6 +263,18 @@ BAD = {
     ),
     "another": (lack("generator/fc_noise"), "is no BigGAN of compare_gan"),
 }
+
+
+def test_a_training_checkpoint_has_no_statistics(tmp_path, small):
+    """The evaluation fills them, into a file without D."""
+    tensors = change("accu_counter", lambda x: np.float32(1e-12))(small)
+    bundle = compare_gan.read(save(tmp_path, tensors))
+    assert any("holds no batch norm statistics" in note for note in bundle.source["notes"])
+    assert bundle.part("d")
+    for network in ("g", "ema"):
+        for place, array in bundle.part(network).items():
+            if place.startswith("batch_stats/"):
+                np.testing.assert_array_equal(array, 0.0 if place.endswith("mean") else 1.0)
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -86,6 +86,11 @@ def test_import_load_export_import(hugging_face, tmp_path, capsys):
     assert code == 0 and os.path.getsize(sheet) > 1000
 
 
+def test_a_foreign_model_must_be_imported_first(hugging_face, tmp_path, capsys):
+    code, _, err = run(capsys, "sample", hugging_face[0], "--out", tmp_path / "s.png")
+    assert code == 2 and "is a huggingface model: turn it into a bundle by biggan import." in err
+
+
 class Evil:
     """Makes a file when it is unpickled."""
 

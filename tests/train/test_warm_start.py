@@ -55,6 +55,22 @@ def write_run(folder, config):
     return str(folder), state
 
 
+@pytest.fixture(scope="module", autouse=True)
+def each_first_state_is_made_once():
+    """It is a function of a few keys, and takes seconds to compile."""
+    real, made = step_lib.init_state, {}
+
+    def init_state(config, mesh):
+        key = config.seed, config.model, config.optim, mesh.size
+        if str(key) not in made:
+            made[str(key)] = real(config, mesh)
+        return made[str(key)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step_lib, "init_state", init_state)
+        yield
+
+
 @pytest.fixture(scope="module")
 def ten(data_dir, tmp_path_factory):
     """A run of ten classes and its state."""
