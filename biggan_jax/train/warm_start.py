@@ -116,7 +116,10 @@ def _read(place, mesh):
         return _Source(what, bundle.model, bundle.tensors, None, bundle.class_names)
     folder = os.path.join(place, runs.CHECKPOINTS)
     if not os.path.isdir(folder):
-        raise ConfigError("this is neither a bundle nor a run folder with checkpoints.")
+        raise ConfigError(
+            "this is neither a bundle nor a run folder with checkpoints; of foreign models"
+            " 'biggan import' makes bundles."
+        )
     config = runs.read_config(place)
     with checkpoint.Checkpoints(folder, keep=None) as saved:
         state, _ = saved.restore(step_lib.abstract_state(config, mesh))
