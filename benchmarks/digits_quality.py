@@ -118,10 +118,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.num < 1:
         parser.error(f"--num={args.num}: must be at least 1.")
 
-    from biggan_jax import api
-    from biggan_jax.train import report, runs
+    from biggan_jax import api, host_tensorflow
+    from biggan_jax.train import runs
 
-    report.silence_tensorflow()
+    host_tensorflow.silence()
     try:
         config, model = runs.read_config(args.run), api.load(args.run, args.step)
         found = measure(config, model, args.num, args.seed, args.truncation)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from biggan_jax import host_tensorflow
 from biggan_jax.config import ConfigError
 from biggan_jax.data import preprocess
 
@@ -317,7 +318,7 @@ def _prepare(name, directory, builder):
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import downloader
 
-    _import_tensorflow_on_cpu()
+    host_tensorflow.load()
     if name.partition(":")[0] == "digits":
         tfds.disable_progress_bar()  # Nothing is downloaded and it takes a second.
     retries = downloader.MAX_RETRIES
@@ -345,18 +346,6 @@ def _prepare(name, directory, builder):
             f"data.name={name!r}: {builder.data_path} exists but is not a data set TFDS prepared;"
             " remove it or set data.dir to another folder."
         )
-
-
-def _import_tensorflow_on_cpu():
-    # Preparing pulls in TensorFlow. It must not take the accelerators' memory from JAX, and its
-    # start-up notes are of no use here.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import tensorflow as tf
-
-    # Raises RuntimeError if someone has used TensorFlow's devices before: then it is their choice.
-    with contextlib.suppress(RuntimeError):
-        tf.config.set_visible_devices([], "GPU")
-        tf.config.set_visible_devices([], "TPU")
 
 
 def _image_and_label(name, info):

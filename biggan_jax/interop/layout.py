@@ -64,8 +64,8 @@ KINDS: dict[str, Kind] = {
     # torch: convolutions OIHW, linears [out, in].
     "conv": Kind(lambda x, s: x.transpose(2, 3, 1, 0), lambda x, s: x.transpose(3, 2, 0, 1)),
     "dense": Kind(lambda x, s: x.T, lambda x, s: x.T),
-    # The right vector of a torch convolution, over (in, row, column); ours is over (row, column,
-    # in). `s` is ours when reading, so the kernel is found from its length: 1x1 or 3x3.
+    # The right vector of a torch 3x3 convolution, over (in, row, column); ours is over (row,
+    # column, in). That of a 1x1 is "same".
     "conv_v": Kind(
         lambda x, s: x.reshape(-1, 3, 3).transpose(1, 2, 0).reshape(s),
         lambda x, s: x.reshape(3, 3, -1).transpose(2, 0, 1).reshape(s),

@@ -13,24 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from biggan_jax import host_tensorflow
 from biggan_jax.config import ConfigError
 
 _LATEST = re.compile(r'^model_checkpoint_path:\s*"([^"]*)"', re.MULTILINE)
 _STEP = re.compile(r"-(\d+)\.index$")
 _DEPTH = 8  # Nodes between a constant and what is asked for; the known modules have one or two.
-
-
-def _tensorflow():
-    # Its start-up notes are of no use here, and it must not take the accelerators' memory from JAX.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # That note comes before any log level.
-    import tensorflow as tf
-
-    # Raises RuntimeError if someone has used TensorFlow's devices before: then it is their choice.
-    with contextlib.suppress(RuntimeError):
-        tf.config.set_visible_devices([], "GPU")
-        tf.config.set_visible_devices([], "TPU")
-    return tf
 
 
 def find_checkpoint(path: str) -> str | None:
@@ -82,7 +70,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         """
         self.prefix, self.scope = prefix, scope
         with _speaking_of(f"{prefix}.index"):
-            self._reader = _tensorflow().train.load_checkpoint(prefix)
+            self._reader = host_tensorflow.load().train.load_checkpoint(prefix)
             shapes = self._reader.get_variable_to_shape_map()
         self.shapes = {
             name[len(scope) :]: tuple(shape)
@@ -167,7 +155,7 @@ def constants(path: str, pattern: str) -> list[dict[str, np.ndarray]]:
     Raises:
       ConfigError: if the file cannot be read.
     """
-    make_array = _tensorflow().make_ndarray
+    make_array = host_tensorflow.load().make_ndarray
     from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -209,7 +197,7 @@ def _value(name: str, nodes: Mapping[str, Any], make_array: Any, depth: int) -> 
 @contextlib.contextmanager
 def _speaking_of(file):
     """Turns what TensorFlow raises over a file into one sentence."""
-    tf = _tensorflow()
+    tf = host_tensorflow.load()
     try:
         yield
     except (tf.errors.OpError, LookupError, ValueError, RuntimeError) as e:

@@ -27,7 +27,7 @@ D_CHANNELS: dict[int, tuple[tuple[int, ...], int]] = {
     256: ((1, 2, 4, 8, 8, 16, 16), 6),
     512: ((1, 1, 2, 4, 8, 8, 16, 16), 7),
 }
-# At 32 px its source halves in all blocks but the last; spec section 4.1 has it otherwise.
+# At 32 px compare_gan's source halves in all blocks but the last; spec 4.1 has it otherwise.
 COMPARE_GAN_D_CHANNELS = D_CHANNELS | {32: ((2, 2, 2, 2), 3), 64: ((2, 4, 8, 16, 16), 4)}
 
 
@@ -211,6 +211,30 @@ class Discriminator(nn.Module):
             )(h)
             if i < halvings and h.shape[1] in self.attention:
                 h = attention.Attention(self.conv, name=f"attention{h.shape[1]}")(h)
-        h = nn.relu(h).astype(jnp.float32).sum((1, 2))
-        projection = self.embed(self.num_classes, h.shape[-1], name="embed")(labels)
-        return self.dense(1, name="linear")(h)[:, 0] + jnp.sum(projection * h, axis=1)
+        return judge(h, labels, self.num_classes, self.dense, self.embed)
+
+
+def judge(
+    h: jax.Array,
+    labels: jax.Array,
+    num_classes: int,
+    dense: Callable[..., nn.Module],
+    embed: Callable[..., nn.Module],
+) -> jax.Array:
+    """D's head: linear on features summed over the pixels, and the class projection (spec 4.3).
+
+    To be called where modules may be made; makes `linear` and `embed`.
+
+    Args:
+      h: [B, H, W, C] features.
+      labels: [B] integers in [0, num_classes).
+      num_classes: K.
+      dense: makes a spectrally normalised dense layer.
+      embed: makes a spectrally normalised class table.
+
+    Returns:
+      [B] logits, float32.
+    """
+    h = nn.relu(h).astype(jnp.float32).sum((1, 2))
+    projection = embed(num_classes, h.shape[-1], name="embed")(labels)
+    return dense(1, name="linear")(h)[:, 0] + jnp.sum(projection * h, axis=1)

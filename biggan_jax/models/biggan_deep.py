@@ -7,27 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from biggan_jax.models import attention, conv, ops
+from biggan_jax.models import attention, biggan, conv, ops
 
-# Channels before and after each stage of two blocks, in multiples of ch; G starts at 4x4 and each
-# stage doubles the size. 16 px is ours: the 32-px table with a stage less.
-G_CHANNELS: dict[int, tuple[int, ...]] = {
-    16: (4, 4, 4),
-    32: (4, 4, 4, 4),
-    64: (16, 16, 8, 4, 2),
-    128: (16, 16, 8, 4, 2, 1),
-    256: (16, 16, 8, 8, 4, 2, 1),
-    512: (16, 16, 8, 8, 4, 2, 1, 1),
-}
-# Channels after the stem and after each stage, and how many of the first stages halve the size.
-D_CHANNELS: dict[int, tuple[tuple[int, ...], int]] = {
-    16: ((4, 4, 4), 2),
-    32: ((4, 4, 4, 4), 2),
-    64: ((1, 2, 4, 8, 16), 4),
-    128: ((1, 2, 4, 8, 16, 16), 5),
-    256: ((1, 2, 4, 8, 8, 16, 16), 6),
-    512: ((1, 1, 2, 4, 8, 8, 16, 16), 7),
-}
+# BigGAN's tables, with a stage of two blocks where BigGAN has a block: in G the channels before and
+# after each, in D those after the stem and after each, for BigGAN's first block is a stem here.
+G_CHANNELS = biggan.G_CHANNELS
+D_CHANNELS = biggan.D_CHANNELS
 COMPARE_GAN_D_CHANNELS = D_CHANNELS | {64: ((2, 4, 8, 16, 16), 4)}
 BOTTLENECK = 4  # The 3x3 convolutions run on a quarter of the channels.
 
@@ -203,6 +188,4 @@ class Discriminator(nn.Module):
             h = block(width, False, self.conv, name=f"block{2 * i + 1}")(h)
             if i < halvings and h.shape[1] in self.attention:
                 h = attention.Attention(self.conv, name=f"attention{h.shape[1]}")(h)
-        h = nn.relu(h).astype(jnp.float32).sum((1, 2))
-        projection = self.embed(self.num_classes, h.shape[-1], name="embed")(labels)
-        return self.dense(1, name="linear")(h)[:, 0] + jnp.sum(projection * h, axis=1)
+        return biggan.judge(h, labels, self.num_classes, self.dense, self.embed)

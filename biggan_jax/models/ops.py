@@ -11,7 +11,6 @@ Foreign weights bring other rules (spec section 8.2), kept by `rule`:
   shorter_side: as fresh, with u on the shorter side of the matrix (compare_gan).
 """
 
-import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -57,13 +56,6 @@ def spectral_sigma(
     return jnp.sum(right * new_u), new_u, v
 
 
-def transposed(shape: tuple[int, ...], rule: str, rows_are_outputs: bool) -> bool:
-    """Whether `u` stands on the side of the rows of the kernel as a matrix [rest, last axis]."""
-    if rule == "shorter_side":
-        return math.prod(shape[:-1]) <= shape[-1]
-    return rows_are_outputs
-
-
 class _Spectral(nn.Module):
     """Base of the three layers: hands out the kernel divided by its sigma."""
 
@@ -72,7 +64,8 @@ class _Spectral(nn.Module):
     ) -> jax.Array:
         """Returns kernel / sigma, float32, and moves `u` where `spectral` is mutable."""
         matrix = kernel.reshape(-1, kernel.shape[-1])
-        if transposed(kernel.shape, rule, rows_are_outputs):
+        rows, columns = matrix.shape
+        if rows <= columns if rule == "shorter_side" else rows_are_outputs:
             matrix = matrix.T
         rest, size = matrix.shape
         normal = lambda n: jax.random.normal(self.make_rng("params"), (1, n))  # noqa: E731
@@ -142,10 +135,13 @@ class SpectralConv(_Spectral):
                 y = conv.unpool2(y)
             y = y if b is None else y + b
             return conv.nearest_up2(y) if self.resample == "up" else y
-        if self.resample == "unpool":
-            y = conv.conv3x3(conv.unpool2(x), w, form=self.form)
-            return y if b is None else y + b
-        convolve = {None: conv.conv3x3, "up": conv.up_conv3x3, "down": conv.conv3x3_down}
+        x = conv.unpool2(x) if self.resample == "unpool" else x
+        convolve = {
+            None: conv.conv3x3,
+            "unpool": conv.conv3x3,
+            "up": conv.up_conv3x3,
+            "down": conv.conv3x3_down,
+        }
         y = convolve[self.resample](x, w, form=self.form)
         return y if b is None else y + b
 

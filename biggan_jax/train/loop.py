@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from biggan_jax import config as config_lib
-from biggan_jax import files
+from biggan_jax import files, host_tensorflow
 from biggan_jax.data import datasets, loader
 from biggan_jax.data import report as data_report
 from biggan_jax.gan import step as step_lib
@@ -56,7 +56,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> GanState:
       ConfigError: if config, data or run folder cannot be used; nothing has been written then.
       Diverged: if a loss is not finite; the checkpoints of before are kept.
     """
-    report.silence_tensorflow()
+    host_tensorflow.silence()
     files.check_folder(workdir, "--workdir")
     if (config.device_count or 0) > 0:
         mesh_lib.request_cpu_devices(config.device_count)

@@ -15,7 +15,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from biggan_jax import files
+from biggan_jax import files, host_tensorflow
 
 
 class Reporter:
@@ -181,20 +181,10 @@ def parameter_table(params: Mapping[str, Any]) -> str:
     return f"{table}\nTotal: {sum(row.size for row in rows):,} parameters"
 
 
-def silence_tensorflow() -> None:
-    """Keeps TensorFlow from talking at import; to be called before its first import."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # The note about oneDNN is printed before there is a log level; without oneDNN there is none.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
-
 def _summary_writer(workdir):
-    silence_tensorflow()
-    import tensorflow as tf
+    host_tensorflow.load()
     from clu.metric_writers import SummaryWriter
 
-    # Else TensorFlow would take the memory of the accelerator that JAX works on.
-    tf.config.set_visible_devices([], "GPU")
     return SummaryWriter(workdir)
 
 
