@@ -55,6 +55,7 @@ setuptools.setup(
         "clu>=0.0.12",
         "numpy>=2.0.0",
         "pillow>=10.1.0",
+        "simplejpeg>=1.8.0",  # JPEGs: faster than Pillow, and it tells of damage.
         "scikit-learn>=1.5.0",
         "safetensors>=0.4.5",
         "tqdm>=4.66.0",

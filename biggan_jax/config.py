@@ -22,7 +22,9 @@ from ml_collections import config_dict
 RESOLUTIONS = (16, 32, 64, 128, 256, 512)
 _DTYPES = ("float32", "bfloat16")
 _INITS = ("orthogonal", "n02", "xavier")
-_RESIZES = ("area", "bilinear", "lanczos")
+RESIZES = ("area", "bilinear", "pil_bilinear", "lanczos")
+DECODES = ("exact", "scaled")
+CROPS = ("center", "random_zoom")
 ARCHITECTURES = ("biggan", "biggan_deep")
 ORDERS = ("embedding_first", "z_first")
 SIGMA_RULES = ("fresh", "stored", "hub", "shorter_side")
@@ -56,6 +58,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     "seed",
     "data.cache_mib",
+    "data.fraction_seed",
     "optim.g_ortho",
     "optim.freeze_d_blocks",
     "optim.warmup",
@@ -93,7 +96,11 @@ def default() -> ml_collections.ConfigDict:
     c.data.dir = config_dict.placeholder(str)  # TFDS data dir, or the image folder.
     c.data.split = "train"
     c.data.classes = ()  # Numbers of the classes kept, relabelled 0, 1, ... so; () for all.
-    c.data.resize = "area"
+    c.data.fraction = 1.0  # Of the records, drawn by fraction_seed; smaller parts lie in larger.
+    c.data.fraction_seed = 0
+    c.data.crop = "center"  # Or "random_zoom": a square of half to all of the centred one's area.
+    c.data.resize = "area"  # Where images are not prepared at model.resolution.
+    c.data.decode = "exact"  # Or "scaled": large JPEGs decoded smaller, faster.
     c.data.flip = False
     c.data.cache_mib = 1024  # Decoded data sets up to this size stay in memory.
 
@@ -404,7 +411,9 @@ def _check_choices(config):
         "model.sigma_rule": SIGMA_RULES,
         "model.dtype": _DTYPES,
         "model.init": _INITS,
-        "data.resize": _RESIZES,
+        "data.resize": RESIZES,
+        "data.decode": DECODES,
+        "data.crop": CROPS,
     }.items():
         if flat[key] not in allowed:
             raise ConfigError(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from biggan_jax.config import ConfigError
-from biggan_jax.data import datasets
+from biggan_jax.data.source import Source
 
 # Pillow lets go of the interpreter lock while it decodes; more threads than this mostly wait.
 _MAX_THREADS = 16
@@ -37,7 +37,7 @@ class Loader:
 
     def __init__(
         self,
-        source: datasets.Source,
+        source: Source,
         *,
         batch_size: int,
         num_batches: int,
@@ -164,7 +164,7 @@ class Prefetch:
             self._free.release()
 
 
-def read(source: datasets.Source, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def read(source: Source, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Decodes records with a small pool of threads.
 
     Args:

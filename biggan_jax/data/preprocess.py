@@ -1,94 +1,208 @@
 """From any picture to the square RGB image a network sees: `[R, R, 3]`, uint8."""
 
+import dataclasses
 import io
-import os
 from typing import Any
 
 import numpy as np
 
+from biggan_jax import config as config_lib
 from biggan_jax.config import ConfigError
 
 # Modes in which Pillow keeps 16-bit grey; "I" is how it opens 16-bit PGM, among others.
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_ORIENTATION = 0x0112  # The EXIF tag.
+_LONGEST = 100  # Times the short edge; of a longer picture the centred square shows nothing.
+
+# A crop is (side, x, y): the side of the square in parts of the short edge, and where in its free
+# room it lies. This one is the paper's: the short edge, in the middle of the long one.
+Crop = tuple[float, float, float]
+CENTRED: Crop = (1.0, 0.5, 0.5)
 
 
-def to_square(image: Any, resolution: int, resize: str = "area") -> np.ndarray:
-    """Cuts the centred square out of a picture and scales it.
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How pictures become images.
 
-    The crop takes the whole short edge and the middle of the long edge, as the paper does for
-    ImageNet (Brock et al. 2018, section 4). Transparent pictures are laid on white, an EXIF
+    Attributes:
+      resolution: pixels of a side of the result.
+      resize: "area" (the mean of the pixels a new one covers; bicubic where pictures grow),
+        "bilinear" (of the four nearest pixels, as TensorFlow and PyTorch resize),
+        "pil_bilinear" (low-pass filtered where pictures shrink, as BigGAN-PyTorch does by
+        Pillow) or "lanczos" (likewise).
+      decode: "exact", or "scaled": large JPEGs are decoded at the smallest of the sizes their
+        format offers (eighths) that is not below `resolution`, which is faster; details differ
+        (docs/performance.md).
+      strict: whether damage that a JPEG decoder can gloss over makes a picture unreadable.
+    """
+
+    resolution: int
+    resize: str = "area"
+    decode: str = "exact"
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a method that is not known."""
+        for key, allowed in (("resize", config_lib.RESIZES), ("decode", config_lib.DECODES)):
+            value = getattr(self, key)
+            if value not in allowed:
+                raise ConfigError(f"data.{key}={value!r}: must be one of {', '.join(allowed)}.")
+
+
+def to_square(image: Any, recipe: Recipe, crop: Crop = CENTRED) -> np.ndarray:
+    """Cuts a square out of a picture and scales it.
+
+    The centred crop takes the whole short edge and the middle of the long edge, as the paper does
+    for ImageNet (Brock et al. 2018, section 4). Transparent pictures are laid on white, an EXIF
     orientation is obeyed, 16-bit values are divided by 257.
 
     Args:
       image: a `PIL.Image.Image` of any mode but floats, or an array `[H, W]`, `[H, W, 1]`,
         `[H, W, 3]` (RGB) or `[H, W, 4]` (RGBA) of uint8, uint16 or bool.
-      resolution: pixels of a side of the result.
-      resize: "area" (the mean of the pixels a new one covers; bicubic where pictures grow),
-        "bilinear" or "lanczos" (both low-pass filtered where pictures shrink).
+      recipe: size and method; `decode` and `strict` have no meaning here.
+      crop: which square.
 
     Returns:
-      `[resolution, resolution, 3]`, uint8.
+      `[R, R, 3]`, uint8.
 
     Raises:
       ConfigError: if the picture holds floats or other values without an agreed range, has no
-        pixels or is an array of another shape, or `resize` is unknown.
+        pixels, is over 100 times as long as wide or is an array of another shape.
     """
     from PIL import Image, ImageOps
 
-    if resize not in ("area", "bilinear", "lanczos"):
-        raise ConfigError(f"data.resize={resize!r}: must be one of area, bilinear, lanczos.")
     picture = image if isinstance(image, Image.Image) else _from_array(np.asarray(image))
     picture = ImageOps.exif_transpose(picture)
     width, height = picture.size
-    side = min(width, height)
-    if side == 0:
-        raise ConfigError(f"a picture of {width} x {height} pixels cannot be used.")
+    short, long = sorted(picture.size)
+    if short == 0 or long > _LONGEST * short:
+        raise ConfigError(f"a picture of {width} x {height} pixels cannot be used")
+    share, x, y = crop
+    side = max(1, round(share * short))
+    left, top = int(x * (width - side)), int(y * (height - side))
     # Cropped before resizing: `resize(box=...)` would let the filter read beyond the box.
-    left, top = (width - side) // 2, (height - side) // 2
-    picture = _to_rgb(picture.crop((left, top, left + side, top + side)))
-    if side != resolution:
-        if resize == "area":
-            method = Image.Resampling.BOX if side > resolution else Image.Resampling.BICUBIC
-        elif resize == "bilinear":
-            method = Image.Resampling.BILINEAR
-        else:
-            method = Image.Resampling.LANCZOS
-        picture = picture.resize((resolution, resolution), method)
+    if picture.size != (side, side):
+        picture = picture.crop((left, top, left + side, top + side))
+    picture = _to_rgb(picture)
+    if side != recipe.resolution:
+        picture = _resize(picture, recipe)
     return np.array(picture)
 
 
-def decode(file: str | bytes, where: str, resolution: int, resize: str = "area") -> np.ndarray:
+def decode(
+    file: str | bytes,
+    where: str,
+    recipe: Recipe,
+    crop: Crop = CENTRED,
+    notes: list[str] | None = None,
+) -> np.ndarray:
     """Reads one encoded picture (PNG, JPEG, WebP, ...) and makes it square.
 
     Args:
       file: a path, or the bytes of a file.
       where: what to call the picture in an error message: a path, or data set and record.
-      resolution: as in `to_square`.
-      resize: as in `to_square`.
+      recipe: how.
+      crop: which square.
+      notes: gets what had to be done to it beyond cropping and scaling down ("CMYK", ...).
 
     Returns:
-      `[resolution, resolution, 3]`, uint8. Of an animation, the first frame.
+      `[R, R, 3]`, uint8. Of an animation, the first frame.
 
     Raises:
       ConfigError: naming the picture and why it cannot be read.
     """
     from PIL import Image
 
-    empty = len(file) == 0 if isinstance(file, bytes) else _is_empty(file)
-    if empty:
-        raise ConfigError(f"{where} is not a picture: it is an empty file.")
-    try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
-            return to_square(picture, resolution, resize)
     # Pillow's format readers raise whatever a broken file led them to (OSError, SyntaxError,
     # struct.error, ...); to the user all of it means the same.
+    try:
+        if isinstance(file, str):
+            with open(file, "rb") as f:
+                data = f.read()
+        else:
+            data = file
+        if not data:
+            raise ConfigError("it is an empty file")
+        with Image.open(io.BytesIO(data)) as picture:
+            if notes is not None:
+                notes += _peculiarities(picture, recipe.resolution)
+            return to_square(_pixels(picture, data, recipe), recipe, crop)
     except Exception as e:
-        reason = str(e).splitlines()[0].rstrip(".") if str(e) else type(e).__name__
-        raise ConfigError(f"{where} cannot be read as a picture: {reason}.") from e
+        raise ConfigError(f"{where} cannot be read as a picture: {_reason(e)}.") from e
 
 
-def _is_empty(path):
-    return os.path.isfile(path) and os.path.getsize(path) == 0
+def _reason(error):
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file (any more)"
+    if "cannot identify image file" in str(error):
+        return "no picture format begins as it does"
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+
+
+def _pixels(picture, data, recipe):
+    """The picture decoded; a JPEG by libjpeg-turbo itself, which is faster and tells of damage."""
+    from PIL import Image
+
+    if picture.format != "JPEG" or picture.mode not in ("RGB", "L"):
+        return picture
+    import simplejpeg
+
+    at_least = recipe.resolution if recipe.decode == "scaled" else 0
+    try:
+        pixels = simplejpeg.decode_jpeg(
+            data,
+            "RGB" if picture.mode == "RGB" else "GRAY",
+            min_height=min(at_least, picture.height),
+            min_width=min(at_least, picture.width),
+        )
+    except ValueError:
+        if recipe.strict:
+            raise
+        return picture  # Pillow refuses what ends too soon, and makes something of the rest.
+    decoded = Image.fromarray(pixels if picture.mode == "RGB" else pixels[..., 0])
+    orientation = picture.getexif().get(_ORIENTATION)
+    if orientation is not None:
+        decoded.getexif()[_ORIENTATION] = orientation
+    return decoded
+
+
+def _peculiarities(picture, resolution):
+    found = []
+    if picture.mode == "CMYK":
+        found.append("CMYK, converted to RGB")
+    elif picture.mode in _GREY_16:
+        found.append("16-bit, reduced to 8")
+    if picture.mode in ("1", "L", "LA", "La", *_GREY_16):
+        found.append("grey, three equal channels")
+    if getattr(picture, "n_frames", 1) > 1:
+        found.append("animated, first frame taken")
+    if picture.getexif().get(_ORIENTATION, 1) != 1:
+        found.append("rotated by its EXIF orientation")
+    if picture.has_transparency_data:
+        found.append("transparent, laid on white")
+    if min(picture.size) < resolution:
+        found.append(f"{picture.width} x {picture.height} pixels, enlarged")
+    return found
+
+
+def _resize(picture, recipe):
+    from PIL import Image
+
+    size = (recipe.resolution, recipe.resolution)
+    side = picture.size[0]
+    if recipe.resize == "area":
+        if side % recipe.resolution == 0:
+            return picture.reduce(side // recipe.resolution)  # The same mean, four times as fast.
+        shrinks = side > recipe.resolution
+        return picture.resize(size, Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC)
+    if recipe.resize == "bilinear":
+        scale = side / recipe.resolution
+        matrix = (scale, 0, 0, 0, scale, 0)
+        return picture.transform(
+            size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR
+        )
+    methods = {"pil_bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}
+    return picture.resize(size, methods[recipe.resize])
 
 
 def _from_array(array):

@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 
 from biggan_jax.config import ConfigError
-from biggan_jax.data import datasets
 from biggan_jax.data.loader import Loader, read
+from biggan_jax.data.source import Source, evenly_spaced
 
 _VALUE_SAMPLE = 1000  # Images looked at for the value range where they are not in memory.
 _NAMES_SHOWN = 5
 
 
-def data_report(source: datasets.Source, config: Any, loader: Loader) -> dict[str, Any]:
+def data_report(source: Source, config: Any, loader: Loader) -> dict[str, Any]:
     """Looks at a data set.
 
     All labels are counted if the images are in memory or the records number 200,000 at most, else
@@ -38,7 +38,7 @@ def data_report(source: datasets.Source, config: Any, loader: Loader) -> dict[st
     counts = np.bincount(in_range, minlength=source.num_classes)
     images = loader.images
     if images is None:
-        images, _ = read(source, datasets.evenly_spaced(len(source), _VALUE_SAMPLE))
+        images, _ = read(source, evenly_spaced(len(source), _VALUE_SAMPLE))
     present = np.flatnonzero(counts)
 
     def one(label):
@@ -134,9 +134,7 @@ def text(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def reals(
-    loader_or_source: Loader | datasets.Source, config: Any, rows: int, classes: int
-) -> np.ndarray:
+def reals(loader_or_source: Loader | Source, config: Any, rows: int, classes: int) -> np.ndarray:
     """Picks real images for a sheet with one column a class.
 
     Args:

@@ -10,7 +10,8 @@ from sklearn.datasets import load_digits
 
 from biggan_jax import config as config_lib
 from biggan_jax.config import ConfigError
-from biggan_jax.data import datasets, loader
+from biggan_jax.data import datasets, loader, tfds_source
+from biggan_jax.data import source as source_lib
 
 
 class TinyShapes(tfds.core.GeneratorBasedBuilder):
@@ -174,13 +175,13 @@ _OPEN_DIGITS = """
 import sys, time, warnings
 warnings.simplefilter("error")
 from biggan_jax import config
-from biggan_jax.data import datasets
+from biggan_jax.data import datasets, tfds_source
 assert "tensorflow_datasets" not in sys.modules and "tensorflow" not in sys.modules
 c = config.default()
 c.data.update(name="digits", dir=sys.argv[1])
 c.model.resolution = 16
 if len(sys.argv) > 2:
-    builder = datasets._builder("digits", sys.argv[1])
+    builder = tfds_source._builder("digits", sys.argv[1])
     print("ready", flush=True)
     sys.stdin.readline()
 source = datasets.open_source(c)
@@ -282,8 +283,8 @@ def test_tfds_is_read_from_many_threads(tfds_dir):
 
 
 def test_tfds_labels_of_large_sets_are_sampled(tfds_dir, monkeypatch):
-    monkeypatch.setattr(datasets, "COUNT_ALL_UP_TO", 11)
-    monkeypatch.setattr(datasets, "LABEL_SAMPLE", 4)
+    monkeypatch.setattr(tfds_source, "COUNT_ALL_UP_TO", 11)
+    monkeypatch.setattr(source_lib, "LABEL_SAMPLE", 4)
     source = open_source("tiny_shapes", tfds_dir)
     assert source.labels() is None
     records, labels = source.label_sample()
@@ -332,7 +333,7 @@ def test_tfrecord_copy(tmp_path):
 
 
 def test_no_network(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "_DOWNLOAD_RETRIES", 0)
+    monkeypatch.setattr(tfds_source, "_DOWNLOAD_RETRIES", 0)
     message = error_of("far_away", tmp_path)
     assert "data.name='far_away'" in message
     assert "is there a network?" in message
@@ -391,10 +392,12 @@ def test_folder(folder):
 
 def test_folder_resizes_as_asked(folder):
     directory, noise = folder
-    for resize, method in (("area", "BOX"), ("lanczos", "LANCZOS"), ("bilinear", "BILINEAR")):
+    for resize, method in (("area", "BOX"), ("lanczos", "LANCZOS"), ("pil_bilinear", "BILINEAR")):
         source = open_source("folder", directory, resolution=16, resize=resize)
         expected = Image.fromarray(noise).resize((16, 16), Image.Resampling[method])
-        np.testing.assert_array_equal(source[0][0], np.asarray(expected))
+        # At whole factors the area's mean is rounded once, by Pillow's filter twice.
+        off = np.abs(source[0][0].astype(int) - np.asarray(expected)).max()
+        assert off <= (resize == "area")
 
 
 def test_folder_with_an_empty_file(folder):
@@ -435,7 +438,7 @@ def test_folder_mistakes(folder, tmp_path):
 
 def test_some_classes_of_a_tfds_set(tfds_dir, monkeypatch):
     # Of large sets too every label is read.
-    monkeypatch.setattr(datasets, "COUNT_ALL_UP_TO", 11)
+    monkeypatch.setattr(tfds_source, "COUNT_ALL_UP_TO", 11)
     source = open_source("tiny_shapes", tfds_dir, classes=(2, 0))
     assert (source.name, source.split, source.resolution) == ("tiny_shapes", "train", 32)
     assert source.class_names == ("star", "disc") and source.num_classes == 2

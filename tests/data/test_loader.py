@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 
 from biggan_jax.config import ConfigError
-from biggan_jax.data import datasets, loader
+from biggan_jax.data import loader
+from biggan_jax.data.preprocess import Recipe
+from biggan_jax.data.source import Source
 
 
-class Made(datasets.Source):
+class Made(Source):
     """Record i is an image of the value i with the label i % 3."""
 
     def __init__(self, length, resolution=4, broken=()):
-        super().__init__("made", "train", "memory", "abc", resolution)
+        super().__init__("made", "train", "memory", "abc", Recipe(resolution))
         self._length = length
         self._broken = broken
         self.decoded = []

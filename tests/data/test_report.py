@@ -5,14 +5,17 @@ import pytest
 
 from biggan_jax import config as config_lib
 from biggan_jax.config import ConfigError
-from biggan_jax.data import datasets, loader, report
+from biggan_jax.data import loader, report
+from biggan_jax.data import source as source_lib
+from biggan_jax.data.preprocess import Recipe
+from biggan_jax.data.source import Source, evenly_spaced
 
 
-class Made(datasets.Source):
+class Made(Source):
     """Record i is an image of the value i with the label given."""
 
     def __init__(self, labels, names="abcd", cheap=True, split="train"):
-        super().__init__("made", split, "memory", names, 16)
+        super().__init__("made", split, "memory", names, Recipe(16))
         self._labels = np.asarray(labels, np.int32)
         self._cheap = cheap
         self.asked = 0
@@ -69,7 +72,7 @@ def test_counts(cache_mib):
 
 
 def test_large_sources_are_sampled_evenly(monkeypatch):
-    monkeypatch.setattr(datasets, "LABEL_SAMPLE", 100)
+    monkeypatch.setattr(source_lib, "LABEL_SAMPLE", 100)
     labels = np.arange(10_000) % 4
     source = Made(labels, cheap=False)
     r = report.data_report(source, make_config(), make_loader(source, cache_mib=0))
@@ -84,9 +87,9 @@ def test_large_sources_are_sampled_evenly(monkeypatch):
 
 
 def test_evenly_spaced():
-    assert datasets.evenly_spaced(3, 5).tolist() == [0, 1, 2]
-    assert datasets.evenly_spaced(10, 5).tolist() == [0, 2, 4, 6, 8]
-    chosen = datasets.evenly_spaced(1_281_167, 50_000)
+    assert evenly_spaced(3, 5).tolist() == [0, 1, 2]
+    assert evenly_spaced(10, 5).tolist() == [0, 2, 4, 6, 8]
+    chosen = evenly_spaced(1_281_167, 50_000)
     assert len(np.unique(chosen)) == 50_000
     assert chosen.max() < 1_281_167
 
