@@ -57,6 +57,30 @@ def _parser():
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--step", type=int, help="which checkpoint; default: the latest")
 
+    sub = verb("prepare", _prepare, "Write a data set cropped and resized once, for TFDS.")
+    sub.add_argument(
+        "--dataset", required=True, help="imagenet2012, another TFDS name, or folder:PATH"
+    )
+    sub.add_argument("--resolution", type=int, required=True, help="pixels of a side")
+    sub.add_argument("--data-dir", help="TFDS data directory to write to; default: TFDS's own")
+    sub.add_argument("--manual-dir", help="the folder with ImageNet's two tar files")
+    sub.add_argument(
+        "--resize",
+        default="area",
+        help="area (the paper's), bilinear, pil_bilinear (BigGAN-PyTorch's) or lanczos",
+    )
+    sub.add_argument("--splits", default="", help="with commas; default: all")
+    sub.add_argument("--name", help="of the data set; default: biggan_ and the source's name")
+    sub.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at a picture that cannot be used; what is skipped is listed",
+    )
+    sub.add_argument("--processes", type=int, help="that work at once; default: one a core")
+    sub.add_argument("--verify", action="store_true", help="read a finished data set, check it all")
+    sub.add_argument("--json", action="store_true", help="for programs")
+
     sub = verb("import", _import, "Turn a foreign model into a bundle.")
     sub.add_argument("source", metavar="SOURCE", help="a folder or checkpoint")
     sub.add_argument("out", metavar="OUT", help="the bundle to make")
@@ -132,6 +156,33 @@ def _sample(args):
         mode=args.mode,
     )
     print(f"samples are in {path}")
+
+
+def _prepare(args):
+    from biggan_jax.data import prepare
+
+    if args.processes is not None and args.processes < 1:
+        raise ConfigError(f"--processes={args.processes}: must be at least 1.")
+    request = prepare.Request(
+        args.dataset,
+        args.resolution,
+        args.data_dir,
+        args.manual_dir,
+        args.resize,
+        tuple(s for s in args.splits.split(",") if s),
+        args.name,
+        args.on_error == "skip",
+        args.processes,
+    )
+    if args.verify:
+        from biggan_jax.data import verify
+
+        facts = verify.verify(str(prepare.builder_for(request, None).data_path), args.processes)
+        print(json.dumps(facts) if args.json else verify.text(facts))
+        return 2 if facts["problems"] else 0
+    facts = prepare.prepare(request, lambda line: print(line, file=sys.stderr))
+    print(json.dumps(facts) if args.json else prepare.text(facts))
+    return 0
 
 
 def _import(args):

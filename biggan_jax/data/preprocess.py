@@ -103,7 +103,7 @@ def decode(
       where: what to call the picture in an error message: a path, or data set and record.
       recipe: how.
       crop: which square.
-      notes: gets what had to be done to it beyond cropping and scaling down ("CMYK", ...).
+      notes: gets what had to be done to it beyond cropping and scaling down, as "kind: what".
 
     Returns:
       `[R, R, 3]`, uint8. Of an animation, the first frame.
@@ -169,19 +169,19 @@ def _pixels(picture, data, recipe):
 def _peculiarities(picture, resolution):
     found = []
     if picture.mode == "CMYK":
-        found.append("CMYK, converted to RGB")
+        found.append("CMYK: converted to RGB")
     elif picture.mode in _GREY_16:
-        found.append("16-bit, reduced to 8")
+        found.append("16-bit: reduced to 8")
     if picture.mode in ("1", "L", "LA", "La", *_GREY_16):
-        found.append("grey, three equal channels")
+        found.append("grey: three equal channels")
     if getattr(picture, "n_frames", 1) > 1:
-        found.append("animated, first frame taken")
+        found.append("animated: first frame taken")
     if picture.getexif().get(_ORIENTATION, 1) != 1:
-        found.append("rotated by its EXIF orientation")
+        found.append("EXIF: rotated as it says")
     if picture.has_transparency_data:
-        found.append("transparent, laid on white")
+        found.append("transparent: laid on white")
     if min(picture.size) < resolution:
-        found.append(f"{picture.width} x {picture.height} pixels, enlarged")
+        found.append(f"enlarged: from {picture.width} x {picture.height} pixels")
     return found
 
 

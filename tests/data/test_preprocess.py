@@ -210,15 +210,15 @@ def test_notes_say_what_was_done():
     exif[0x0112] = 6
     rgb = Image.fromarray(_noise(16, 16, 3))
     assert notes(rgb) == []
-    assert notes(Image.new("CMYK", (16, 16)), "JPEG") == ["CMYK, converted to RGB"]
-    assert notes(rgb.convert("L"), "JPEG") == ["grey, three equal channels"]
-    assert notes(Image.fromarray(_noise(16, 16, dtype=np.uint16)))[0] == "16-bit, reduced to 8"
+    assert notes(Image.new("CMYK", (16, 16)), "JPEG") == ["CMYK: converted to RGB"]
+    assert notes(rgb.convert("L"), "JPEG") == ["grey: three equal channels"]
+    assert notes(Image.fromarray(_noise(16, 16, dtype=np.uint16)))[0] == "16-bit: reduced to 8"
     assert notes(rgb, "GIF", save_all=True, append_images=[Image.new("RGB", (16, 16))]) == [
-        "animated, first frame taken"
+        "animated: first frame taken"
     ]
-    assert notes(rgb, "JPEG", exif=exif) == ["rotated by its EXIF orientation"]
-    assert notes(Image.fromarray(_noise(16, 16, 4))) == ["transparent, laid on white"]
-    assert notes(rgb, resolution=32) == ["16 x 16 pixels, enlarged"]
+    assert notes(rgb, "JPEG", exif=exif) == ["EXIF: rotated as it says"]
+    assert notes(Image.fromarray(_noise(16, 16, 4))) == ["transparent: laid on white"]
+    assert notes(rgb, resolution=32) == ["enlarged: from 16 x 16 pixels"]
 
 
 def test_a_strip_is_refused():
