@@ -6,6 +6,7 @@ its place in the tar, so nothing is unpacked, many processes read at once, and w
 goes on without reading again what was done.
 """
 
+import array
 import dataclasses
 import os
 import tarfile
@@ -97,13 +98,19 @@ class ImageNetTars(Collection):
 
 
 class _Table:
+    """Where each picture of a tar lies; compact, for there are 1.3 million."""
+
     def __init__(self, tar, members):
         self.tar = tar
-        rows = list(members)
-        self.names = [name for name, *_ in rows]
-        self.labels = np.array([label for _, label, *_ in rows], np.int32)
-        self.places = np.array([place for *_, place in rows], np.int64).reshape(-1, 2)
-        if not rows:
+        self.names: list[str] = []
+        labels, places = array.array("i"), array.array("q")
+        for name, label, offset, size in members:
+            self.names.append(name)
+            labels.append(label)
+            places.extend((offset, size))
+        self.labels = np.array(labels, np.int32)
+        self.places = np.array(places, np.int64).reshape(-1, 2)
+        if not self.names:
             raise ConfigError(f"{tar}: holds no pictures.")
 
 
@@ -131,8 +138,13 @@ def _files(file, path):
 
 
 def _train_members(path, names):
+    from tqdm import tqdm
+
     with _speaking_of(path), _open(path) as outer, _open(path) as inner:
-        for archive in _files(outer, path):
+        archives = tqdm(
+            _files(outer, path), "looking", len(names.names), unit="class", mininterval=1
+        )
+        for archive in archives:
             wnid = os.path.basename(archive.name).removesuffix(".tar")
             if wnid not in names.names:
                 raise ConfigError(
@@ -142,7 +154,7 @@ def _train_members(path, names):
             label = names.str2int(wnid)
             inner.seek(archive.offset_data)
             for member in _files(inner, path):
-                yield member.name, label, (member.offset_data, member.size)
+                yield member.name, label, member.offset_data, member.size
 
 
 def _validation_members(path, labels, names):
@@ -151,7 +163,7 @@ def _validation_members(path, labels, names):
             if member.name not in labels:
                 raise ConfigError(f"{path}: there is no label for {member.name!r}.")
             label = names.str2int(labels[member.name])
-            yield member.name, label, (member.offset_data, member.size)
+            yield member.name, label, member.offset_data, member.size
 
 
 class _speaking_of:
