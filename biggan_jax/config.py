@@ -92,7 +92,7 @@ def default() -> ml_collections.ConfigDict:
     c.init_from = ""  # A bundle or run folder to start from; "" for random weights.
 
     c.data = ml_collections.ConfigDict()
-    c.data.name = "imagenet2012"  # A TFDS name, "digits" (embedded) or "folder".
+    c.data.name = "imagenet2012"  # A TFDS name, "digits" (embedded), "folder" or "fake".
     c.data.dir = config_dict.placeholder(str)  # TFDS data dir, or the image folder.
     c.data.split = "train"
     c.data.classes = ()  # Numbers of the classes kept, relabelled 0, 1, ... so; () for all.
@@ -393,11 +393,14 @@ def _check_numbers(config):
     for key in _POSITIVE:
         if not 0 < flat[key] < math.inf:
             raise ConfigError(f"{key}={flat[key]}: must be a number above 0.")
-    if flat["seed"] >= 2**31:
-        raise ConfigError(f"seed={flat['seed']}: must be below 2**31.")
+    for key in ("seed", "data.fraction_seed"):
+        if flat[key] >= 2**31:
+            raise ConfigError(f"{key}={flat[key]}: must be below 2**31.")
     for key in _NOT_NEGATIVE:
         if not 0 <= flat[key] < math.inf:
             raise ConfigError(f"{key}={flat[key]}: must be a number of at least 0.")
+    if not 0 < flat["data.fraction"] <= 1:
+        raise ConfigError(f"data.fraction={flat['data.fraction']}: must be above 0 and at most 1.")
     for key in _BELOW_ONE:
         if not 0 <= flat[key] < 1:
             raise ConfigError(f"{key}={flat[key]}: must be at least 0 and below 1.")

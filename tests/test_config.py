@@ -97,6 +97,11 @@ def test_bad_overrides_are_named(key, text, message):
             "optim.freeze_d_blocks=11: this D has 10 blocks.",
         ),
         ({"seed": 2**31}, "seed=2147483648: must be below 2**31"),
+        ({"data__fraction_seed": 2**31}, "data.fraction_seed=2147483648: must be below 2**31"),
+        ({"data__fraction_seed": -1}, "data.fraction_seed=-1: must be a number of at least 0"),
+        ({"data__fraction": 0.0}, "data.fraction=0.0: must be above 0 and at most 1"),
+        ({"data__fraction": 1.5}, "data.fraction=1.5: must be above 0 and at most 1"),
+        ({"data__crop": "zoom"}, "data.crop='zoom': must be one of center, random_zoom"),
     ],
 )
 def test_impossible_configs_are_named(changes, message):

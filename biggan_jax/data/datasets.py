@@ -1,22 +1,30 @@
-"""Which data set a config means: a folder, or any image data set TFDS can prepare, or a part."""
+"""Which data set a config means, and what gives its batches."""
 
 import os
 from typing import Any
 
 import numpy as np
 
+from biggan_jax import config as config_lib
 from biggan_jax.config import ConfigError
-from biggan_jax.data import preprocess
+from biggan_jax.data import pictures, preprocess, subsets, tfds_source
+from biggan_jax.data.batches import Batches
+from biggan_jax.data.fake import FakeSource
+from biggan_jax.data.loader import Loader, fits
+from biggan_jax.data.preprocess import Crop, Recipe
 from biggan_jax.data.source import Source
-from biggan_jax.data.tfds_source import TfdsSource
+from biggan_jax.data.tfrecord import StreamLoader, TfrecordSource
 
 
 def open_source(config: Any) -> Source:
     """Opens the data set a resolved config names, preparing it first where TFDS has to.
 
     Args:
-      config: as `config.resolve` gives it; `data.name`, `data.dir`, `data.split`, `data.classes`,
-        `data.resize`, `data.decode` and `model.resolution` are read.
+      config: as `config.resolve` gives it; `data` and `model.resolution` are read, of fake data
+        `model.num_classes` too.
+
+    Returns:
+      The records of `data.split`; of these `data.classes` are taken first, then `data.fraction`.
 
     Raises:
       ConfigError: if there is no such data set, split, folder or class, it holds no labelled
@@ -24,13 +32,50 @@ def open_source(config: Any) -> Source:
     """
     data = config.data
     directory = os.path.expanduser(data.dir) if data.dir else None
-    recipe = preprocess.Recipe(config.model.resolution, data.resize, data.decode)
+    recipe = Recipe(config.model.resolution, data.resize, data.decode)
     source: Source
     if data.name == "folder":
         source = FolderSource(directory, data.split, recipe)
+    elif data.name == "fake":
+        source = FakeSource(config.model.num_classes, data.split, recipe)
     else:
-        source = TfdsSource(data.name, directory, data.split, recipe)
-    return ClassesSource(source, tuple(data.classes)) if data.classes else source
+        source = tfds_source.open_split(data.name, directory, data.split, recipe)
+    if data.classes:
+        source = subsets.some_classes(source, tuple(data.classes))
+    if data.fraction < 1:
+        source = subsets.fraction(source, data.fraction, data.fraction_seed)
+    return source
+
+
+def make_loader(source: Source, config: Any, columns: slice = slice(None)) -> Batches:
+    """Returns what gives the batches of each step.
+
+    Args:
+      source: as `open_source` gives it.
+      config: the same; `seed`, the sizes of a step and `data` are read.
+      columns: which neighbouring columns of the global batch this process needs.
+
+    Raises:
+      ConfigError: if the source is empty, cannot be read, or is a part of a data set that can only
+        be read as a whole.
+    """
+    common: dict[str, Any] = {
+        "batch_size": config_lib.micro_batch_size(config),
+        "num_batches": config.d_steps * config.accumulation,
+        "seed": config.seed,
+        "crop": config.data.crop,
+        "columns": columns,
+    }
+    cache_mib = config.data.cache_mib
+    if not source.sequential or fits(source, cache_mib, config.data.crop):
+        return Loader(source, cache_mib=cache_mib, **common)
+    if isinstance(source, TfrecordSource):
+        return StreamLoader(source, **common)
+    raise ConfigError(
+        f"data.name={source.name!r}: data.classes and data.fraction need random access, but the"
+        f" copy in {source.where} is stored as tfrecord and its part is not held in memory"
+        " (data.cache_mib, data.crop='center'); prepare it as array_record."
+    )
 
 
 class FolderSource(Source):
@@ -40,39 +85,32 @@ class FolderSource(Source):
     Hidden entries and files whose ending belongs to no picture format are passed over.
     """
 
-    def __init__(self, directory: str | None, split: str, recipe: preprocess.Recipe):
+    def __init__(self, directory: str | None, split: str, recipe: Recipe):
         if directory is None:
             raise ConfigError(
                 "data.dir is not set: data.name='folder' needs the folder that holds one"
                 " sub-folder of pictures a class."
             )
-        if not os.path.isdir(directory):
-            raise ConfigError(f"data.dir={directory!r}: there is no such folder.")
         if split != "train":
             raise ConfigError(
                 f"data.split={split!r}: a folder has no splits; leave it at 'train' and set"
                 " data.dir to the folder of the images meant."
             )
-        classes = sorted(e.name for e in _visible(directory) if e.is_dir())
-        if not classes:
-            raise ConfigError(
-                f"data.dir={directory!r}: holds no sub-folders; there must be one for each class."
-            )
+        classes, names, self._labels = pictures.list_folder(directory, f"data.dir={directory!r}")
         super().__init__("folder", split, directory, classes, recipe)
-        self._paths: list[str] = []
-        labels: list[int] = []
-        for label, name in enumerate(classes):
-            paths = _pictures(os.path.join(directory, name))
-            self._paths += paths
-            labels += [label] * len(paths)
-        self._labels = np.array(labels, np.int32)
+        self._paths = [os.path.join(directory, name) for name in names]
+        for path in self._paths:
+            # Found here because it costs little; else training would stop there, hours in.
+            if os.path.getsize(path) == 0:
+                raise ConfigError(f"{path} is not a picture: it is an empty file.")
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+    def get(self, i: int, crop: Crop) -> tuple[np.ndarray, int]:
+        """Returns image and label of record `i`; see `Source.get`."""
         path = self._paths[i]
-        return preprocess.decode(path, path, self.recipe), int(self._labels[i])
+        return preprocess.decode(path, path, self.recipe, crop), int(self._labels[i])
 
     def label(self, i: int) -> int:
         """Returns the number of the sub-folder record `i` lies in."""
@@ -81,79 +119,3 @@ class FolderSource(Source):
     def labels(self) -> np.ndarray:
         """Returns the labels of all records, `[len]` int32."""
         return self._labels
-
-
-class ClassesSource(Source):
-    """Some classes of a data set, numbered anew in the order they are named.
-
-    Finding their records takes every label: of a TFDS data set as large as ImageNet, minutes.
-    """
-
-    def __init__(self, source: Source, classes: tuple[int, ...]):
-        """Takes the numbers that the classes have in `source`.
-
-        Raises:
-          ConfigError: if one is no class or named twice, or none of them has images.
-        """
-        for i, number in enumerate(classes):
-            if type(number) is not int or not 0 <= number < source.num_classes:
-                raise ConfigError(
-                    f"data.classes={classes}: {number!r} is no class of"
-                    f" data.name={source.name!r}, which has 0 to {source.num_classes - 1}."
-                )
-            if number in classes[:i]:
-                raise ConfigError(f"data.classes={classes}: {number} is named twice.")
-        names = [source.class_names[number] for number in classes]
-        super().__init__(source.name, source.split, source.where, names, source.recipe)
-        self._source = source
-        labels = source.labels()
-        if labels is None:
-            labels = source._read_labels(range(len(source)))
-        self._records = np.flatnonzero(np.isin(labels, classes))
-        self._labels = np.array([classes.index(k) for k in labels[self._records]], np.int32)
-        if not len(self._records):
-            raise ConfigError(
-                f"data.classes={classes}: split {source.split!r} of data.name={source.name!r} has"
-                " no images of these classes."
-            )
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
-        image, _ = self._source[int(self._records[i])]
-        return image, int(self._labels[i])
-
-    def label(self, i: int) -> int:
-        """Returns the new label of record `i`."""
-        return int(self._labels[i])
-
-    def labels(self) -> np.ndarray:
-        """Returns the new labels of all records, `[len]` int32."""
-        return self._labels
-
-
-def _visible(directory):
-    with os.scandir(directory) as entries:
-        return [e for e in entries if not e.name.startswith(".")]
-
-
-def _pictures(directory):
-    from PIL import Image
-
-    endings = Image.registered_extensions()
-    files = [
-        e
-        for e in _visible(directory)
-        if e.is_file() and os.path.splitext(e.name)[1].lower() in endings
-    ]
-    if not files:
-        raise ConfigError(
-            f"{directory} holds no pictures, though every sub-folder of data.dir is a class;"
-            " remove it or fill it."
-        )
-    for entry in files:
-        # Found here because it costs little; else training would stop at such a file, hours in.
-        if entry.stat().st_size == 0:
-            raise ConfigError(f"{entry.path} is not a picture: it is an empty file.")
-    return sorted(e.path for e in files)

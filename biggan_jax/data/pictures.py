@@ -126,8 +126,8 @@ def list_folder(root: str, what: str) -> tuple[list[str], list[str], np.ndarray]
         )
         if not files:
             raise ConfigError(
-                f"{what}: its sub-folder {name!r} holds no pictures, though every sub-folder is a"
-                " class; remove it or fill it."
+                f"{os.path.join(root, name)} holds no pictures, though every sub-folder of {what}"
+                " is a class; remove it or fill it."
             )
         names += [os.path.join(name, file) for file in files]
         labels += [label] * len(files)

@@ -176,16 +176,13 @@ def open_collection(request: Request) -> Collection:
 
         if request.manual_dir:
             return ImageNetTars(os.path.expanduser(request.manual_dir))
-        if not tfds_source._is_prepared(tfds_source._builder("imagenet2012", data_dir)):
+        if not tfds_source.is_prepared(tfds_source.open_builder("imagenet2012", data_dir)):
             raise ConfigError(
                 "--manual-dir: say which folder holds ImageNet's two tar files, or name a"
                 " --data-dir in which TFDS has prepared imagenet2012."
             )
-    builder = tfds_source._builder(request.dataset, data_dir)
-    keys = tfds_source._image_and_label(request.dataset, builder.info)
-    if not tfds_source._is_prepared(builder):
-        tfds_source._prepare(request.dataset, data_dir, builder)
-        builder = tfds_source._builder(request.dataset, data_dir)
+    builder = tfds_source.prepared_builder(request.dataset, data_dir)
+    keys = tfds_source.image_and_label(request.dataset, builder.info)
     return Tfds(builder, *keys)
 
 

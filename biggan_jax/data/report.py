@@ -5,18 +5,19 @@ from typing import Any
 import numpy as np
 
 from biggan_jax.config import ConfigError
-from biggan_jax.data.loader import Loader, read
-from biggan_jax.data.source import Source, evenly_spaced
+from biggan_jax.data.batches import Batches
+from biggan_jax.data.source import Source, read
 
 _VALUE_SAMPLE = 1000  # Images looked at for the value range where they are not in memory.
 _NAMES_SHOWN = 5
 
 
-def data_report(source: Source, config: Any, loader: Loader) -> dict[str, Any]:
+def data_report(source: Source, config: Any, loader: Batches) -> dict[str, Any]:
     """Looks at a data set.
 
     All labels are counted if the images are in memory or the records number 200,000 at most, else
-    50,000 evenly spaced ones; values are those of all images in memory, else of 1,000.
+    50,000 evenly spaced ones; values are those of all images in memory, else of 1,000. Of TFRecord
+    files 10,000 labels are counted at most, of the first records of each file.
 
     Args:
       source: the data set.
@@ -28,7 +29,8 @@ def data_report(source: Source, config: Any, loader: Loader) -> dict[str, Any]:
       `images`, `classes` (known to the data set), `labels_counted`, `images_per_class` (a list;
       of the labels counted), `smallest` and `largest` (`label`, `class`, `images`; of the classes
       present), `missing_classes` (names), `label_min`, `label_max`, `value_min`, `value_max` (0
-      to 255), `values_from_images`.
+      to 255), `values_from_images`, `sampling` (which records were looked at where not all were),
+      `fraction`, `fraction_seed` and `crop` (of the config), `missing_guarantees` (of the loader).
 
     Raises:
       ConfigError: if an image cannot be read.
@@ -38,7 +40,7 @@ def data_report(source: Source, config: Any, loader: Loader) -> dict[str, Any]:
     counts = np.bincount(in_range, minlength=source.num_classes)
     images = loader.images
     if images is None:
-        images, _ = read(source, evenly_spaced(len(source), _VALUE_SAMPLE))
+        images, _ = read(source, source.sample(_VALUE_SAMPLE))
     present = np.flatnonzero(counts)
 
     def one(label):
@@ -65,6 +67,11 @@ def data_report(source: Source, config: Any, loader: Loader) -> dict[str, Any]:
         "value_min": int(images.min()),
         "value_max": int(images.max()),
         "values_from_images": len(images),
+        "sampling": source.sampling,
+        "fraction": config.data.fraction,
+        "fraction_seed": config.data.fraction_seed,
+        "crop": config.data.crop,
+        "missing_guarantees": list(loader.missing_guarantees),
     }
 
 
@@ -110,13 +117,20 @@ def check(report: dict[str, Any], config: Any) -> None:
 def text(report: dict[str, Any]) -> str:
     """Returns the report as a few lines for people, with a newline at the end."""
     sampled = report["labels_counted"] < report["images"]
-    of = f" (of {report['labels_counted']:,} labels, evenly spaced)" if sampled else ""
+    of = f" (of {report['labels_counted']:,} labels, {report['sampling']})" if sampled else ""
     lines = [
         f"Data: {report['name']}, split {report['split']}, in {report['where']}",
         f"  images            {report['images']:,} at"
         f" {report['resolution']} x {report['resolution']} px",
         f"  classes           {report['classes']:,}",
     ]
+    if report["fraction"] < 1:
+        lines.append(
+            f"  fraction          {report['fraction']:g} of the records, drawn by"
+            f" data.fraction_seed={report['fraction_seed']}"
+        )
+    if report["crop"] != "center":
+        lines.append(f"  crop              {report['crop']}")
     smallest, largest = report["smallest"], report["largest"]
     if smallest:
         lines.append(
@@ -131,10 +145,13 @@ def text(report: dict[str, Any]) -> str:
         f"  values            {report['value_min']} to {report['value_max']} of 0 to 255"
         f" (of {report['values_from_images']:,} images)"
     )
+    if report["missing_guarantees"]:
+        lines.append("  not guaranteed, since the data set is stored as TFRecord files:")
+        lines += [f"  - {sentence}" for sentence in report["missing_guarantees"]]
     return "\n".join(lines) + "\n"
 
 
-def reals(loader_or_source: Loader | Source, config: Any, rows: int, classes: int) -> np.ndarray:
+def reals(loader_or_source: Batches | Source, config: Any, rows: int, classes: int) -> np.ndarray:
     """Picks real images for a sheet with one column a class.
 
     Args:
@@ -150,8 +167,8 @@ def reals(loader_or_source: Loader | Source, config: Any, rows: int, classes: in
     Raises:
       ConfigError: if there are fewer classes, or an image cannot be read.
     """
-    loader = loader_or_source if isinstance(loader_or_source, Loader) else None
-    source = loader_or_source.source if isinstance(loader_or_source, Loader) else loader_or_source
+    loader = loader_or_source if isinstance(loader_or_source, Batches) else None
+    source = loader_or_source.source if isinstance(loader_or_source, Batches) else loader_or_source
     if classes > source.num_classes:
         raise ConfigError(
             f"sample.classes={classes}: data.name={config.data.name!r} has"

@@ -1,13 +1,17 @@
 """What every data set is to the rest of the program: numbered records, in any order."""
 
 import abc
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from biggan_jax.data.preprocess import Recipe
+from biggan_jax.data import prefetch
+from biggan_jax.data.preprocess import CENTRED, Crop, Recipe
 
 LABEL_SAMPLE = 50_000
+_PIECE = 32  # Images at most; a piece costs 20 us to hand out, an image 50 us at least to make.
 
 
 class Source(abc.ABC):
@@ -19,7 +23,16 @@ class Source(abc.ABC):
       where: the folder that holds the data, for messages.
       class_names: one for each label, in the order of the labels.
       recipe: how pictures become images.
+      sequential: whether records can only be read one after the other at a useful speed.
+      worth_caching: whether an image costs more to make than to look up.
+      count_all_up_to: records of which `labels` reads every label.
+      sampling: which records `sample` takes, in words.
     """
+
+    sequential = False
+    worth_caching = True
+    count_all_up_to = 200_000  # Reading every label of more would delay the start by minutes.
+    sampling = "evenly spaced"
 
     def __init__(
         self, name: str, split: str, where: str, class_names: Sequence[str], recipe: Recipe
@@ -45,34 +58,122 @@ class Source(abc.ABC):
     def __len__(self) -> int: ...
 
     @abc.abstractmethod
-    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
-        """Returns record `i`: image `[R, R, 3]` uint8, and its label.
+    def get(self, i: int, crop: Crop) -> tuple[np.ndarray, int]:
+        """Returns record `i`: image `[R, R, 3]` uint8, cut out as `crop` says, and its label.
 
         Raises:
-          ConfigError: if the record cannot be read as an image.
+          ConfigError: if the record cannot be read as an image of one of the classes.
         """
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        """Returns record `i` with the centred crop; see `get`."""
+        return self.get(i, CENTRED)
 
     @abc.abstractmethod
     def label(self, i: int) -> int:
         """Returns the label of record `i` without decoding the image."""
 
-    @abc.abstractmethod
     def labels(self) -> np.ndarray | None:
         """Returns the labels of all records, `[len]` int32, or None where that takes too long."""
+        if len(self) > self.count_all_up_to:
+            return None
+        return self.read_labels(np.arange(len(self)))
+
+    def fill(
+        self,
+        records: np.ndarray,
+        images: np.ndarray,
+        labels: np.ndarray,
+        crops: np.ndarray | None = None,
+    ) -> None:
+        """Reads a few records, in this thread.
+
+        Args:
+          records: `[N]`, record numbers.
+          images: `[N, R, R, 3]` uint8, filled in.
+          labels: `[N]` int32, filled in.
+          crops: `[N, 3]`, a `preprocess.Crop` each, or None for the centred one.
+
+        Raises:
+          ConfigError: see `get`.
+        """
+        for place, (i, crop) in enumerate(with_crops(records, crops)):
+            images[place], labels[place] = self.get(i, crop)
+
+    def pieces(
+        self,
+        records: np.ndarray,
+        images: np.ndarray,
+        labels: np.ndarray,
+        crops: np.ndarray | None = None,
+    ) -> Iterator[Callable[[], None]]:
+        """Cuts the reading of many records into functions for `prefetch.Job`; see `fill`."""
+        for part in parts(len(records)):
+            yield functools.partial(
+                self.fill,
+                records[part],
+                images[part],
+                labels[part],
+                None if crops is None else crops[part],
+            )
+
+    def sample(self, count: int) -> np.ndarray:
+        """Returns at most `count` record numbers from all over the data set, in order."""
+        return evenly_spaced(len(self), count)
 
     def label_sample(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (record numbers, their labels): of all, or of 50,000 evenly spaced ones."""
+        """Returns (record numbers, their labels): of all, or of 50,000 from all over it."""
         if self._label_sample is None:
             labels = self.labels()
             if labels is None:
-                chosen = evenly_spaced(len(self), LABEL_SAMPLE)
-                self._label_sample = chosen, self._read_labels(chosen)
+                chosen = self.sample(LABEL_SAMPLE)
+                self._label_sample = chosen, self.read_labels(chosen)
             else:
                 self._label_sample = np.arange(len(self)), labels
         return self._label_sample
 
-    def _read_labels(self, records):
-        return np.array([self.label(int(i)) for i in records], np.int32)
+    def read_labels(self, records: np.ndarray) -> np.ndarray:
+        """Returns the labels of records, `[N]` int32, read by several threads."""
+        labels = np.empty(len(records), np.int32)
+
+        def some(part):
+            labels[part] = [self.label(i) for i in records[part].tolist()]
+
+        calls = (functools.partial(some, part) for part in parts(len(records)))
+        prefetch.run(prefetch.Job({}, calls))
+        return labels
+
+
+def read(source: Source, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reads records with several threads.
+
+    Args:
+      source: the data set.
+      records: `[N]`, record numbers.
+
+    Returns:
+      Images `[N, R, R, 3]` uint8 and labels `[N]` int32, in the order asked for.
+
+    Raises:
+      ConfigError: if a record cannot be read as an image of one of the classes.
+    """
+    images = np.empty((len(records), source.resolution, source.resolution, 3), np.uint8)
+    labels = np.empty(len(records), np.int32)
+    prefetch.run(prefetch.Job({}, source.pieces(records, images, labels)))
+    return images, labels
+
+
+def with_crops(records: np.ndarray, crops: np.ndarray | None) -> Iterator[tuple[int, Crop]]:
+    """Returns (number, crop) pairs of `[N]` records and `[N, 3]` crops or None."""
+    if crops is None:
+        return zip(records.tolist(), itertools.repeat(CENTRED), strict=False)
+    return zip(records.tolist(), map(tuple, crops.tolist()), strict=True)
+
+
+def parts(count: int) -> Iterator[slice]:
+    """Cuts `count` images into pieces small enough that all threads have work."""
+    size = min(_PIECE, max(1, count // (2 * prefetch.threads())))
+    return (slice(first, first + size) for first in range(0, count, size))
 
 
 def evenly_spaced(length: int, count: int) -> np.ndarray:

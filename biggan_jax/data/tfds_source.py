@@ -1,82 +1,97 @@
-"""One split of a TFDS data set: preparing it at need, then random access to its ArrayRecord files.
+"""Which files a split of a TFDS data set means, and what is in them; they are made at need.
 
-Preparing pulls in TensorFlow, reading does not.
+Preparing pulls in TensorFlow, opening what is prepared does not.
 """
 
 import contextlib
 import difflib
 import sys
+from typing import Any
 
 import numpy as np
 
 from biggan_jax import host_tensorflow
 from biggan_jax.config import ConfigError
-from biggan_jax.data import preprocess
+from biggan_jax.data.array_record import ArrayRecordSource
+from biggan_jax.data.examples import Examples
+from biggan_jax.data.preprocess import Recipe
+from biggan_jax.data.shards import Shards
 from biggan_jax.data.source import Source
-
-COUNT_ALL_UP_TO = 200_000  # Records. Reading every label of more would delay the start by minutes.
+from biggan_jax.data.tfrecord import TfrecordSource
 
 # TFDS tries ten times, which takes 204 s without a network; five times take 6 s.
 _DOWNLOAD_RETRIES = 5
 
 
-class TfdsSource(Source):
-    """One split of a TFDS data set with an image and a class label a record."""
+def open_split(name: str, directory: str | None, split: str, recipe: Recipe) -> Source:
+    """Opens one split of a TFDS data set with an image and a class label a record.
 
-    def __init__(self, name: str, directory: str | None, split: str, recipe: preprocess.Recipe):
-        builder = _prepared_builder(name, directory)
-        image_key, label_key = _image_and_label(name, builder.info)
-        self._records = _open_split(name, builder, split, image_key)
-        label_feature = builder.info.features[label_key]
-        super().__init__(name, split, str(builder.data_path), label_feature.names, recipe)
-        self._image_key, self._label_key = image_key, label_key
+    A set that is not prepared yet is prepared as ArrayRecord files. One that `biggan prepare` made
+    is known by its features: its images are bare bytes.
 
-    def __len__(self) -> int:
-        return len(self._records)
+    Args:
+      name: what `tfds.builder` takes, or "digits".
+      directory: TFDS's `data_dir`; None for its default.
+      split: a split of the data set, parts and sums of splits (`train[:50%]+test`).
+      recipe: how pictures become images.
 
-    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
-        record = self._records[i]
-        where = f"record {i} of data.name={self.name!r}, split {self.split!r},"
-        # Decoded here and not by TFDS, which takes OpenCV where it is installed, and else Pillow:
-        # pixels must not depend on that.
-        image = preprocess.decode(record[self._image_key], where, self.recipe)
-        return image, int(record[self._label_key])
-
-    def label(self, i: int) -> int:
-        """Returns the label of record `i` without decoding the image."""
-        return int(self._records[i][self._label_key])
-
-    def labels(self) -> np.ndarray | None:
-        """Returns the labels of all records, `[len]` int32; None if there are over 200,000."""
-        if len(self) > COUNT_ALL_UP_TO:
-            return None
-        return self._read_labels(range(len(self)))
+    Raises:
+      ConfigError: if there is no such data set or split, it cannot be prepared or is stored in
+        files of another kind than ArrayRecord and TFRecord, or lacks images or labels.
+    """
+    builder = prepared_builder(name, directory)
+    info = builder.info
+    image_key, label_key = image_and_label(name, info, bare=True)
+    names = info.features[label_key].names
+    bare = not _is_encoded(info.features[image_key])
+    pixels = info.features[image_key].shape[0] if bare else None
+    examples = Examples(image_key, label_key, len(names), pixels, recipe)
+    chosen = _open_split(name, info, split)
+    shards = Shards((f.filename, f.skip, f.take) for f in chosen.file_instructions)
+    kind = TfrecordSource if info.file_format.value == "tfrecord" else ArrayRecordSource
+    return kind(name, split, str(builder.data_path), tuple(names), shards, examples)
 
 
-def _prepared_builder(name, directory):
-    builder = _builder(name, directory)
-    if not _is_prepared(builder):
+def prepared_builder(name: str, directory: str | None) -> Any:
+    """Returns the TFDS builder of a data set that is on disk, prepared here if it was not.
+
+    Raises:
+      ConfigError: see `open_split`.
+    """
+    builder = open_builder(name, directory)
+    if not is_prepared(builder):
         # Asked before, since preparing may mean to download many gigabytes.
-        _image_and_label(name, builder.info)
+        image_and_label(name, builder.info)
         _prepare(name, directory, builder)
         # A fresh one: `builder` knows nothing of a copy that another process finished meanwhile.
-        builder = _builder(name, directory)
-    formats = {f.value for f in builder.info.available_file_formats()}
-    if "array_record" not in formats:
-        raise ConfigError(
-            f"data.name={name!r}: the copy in {builder.data_path} is stored as"
-            f" {', '.join(sorted(formats))}, but random access needs array_record; set data.dir to"
-            " another folder to have it prepared there."
-        )
-    return builder
+        builder = open_builder(name, directory)
+    formats = {f.value: f for f in builder.info.available_file_formats()}
+    for wanted in ("array_record", "tfrecord"):
+        if wanted in formats:
+            # A data set may lie there in several formats.
+            builder.info.set_file_format(
+                formats[wanted], override=True, override_if_initialized=True
+            )
+            return builder
+    raise ConfigError(
+        f"data.name={name!r}: the copy in {builder.data_path} is stored as"
+        f" {', '.join(sorted(formats))}, and only array_record and tfrecord are read; set data.dir"
+        " to another folder to have it prepared there."
+    )
 
 
-def _is_prepared(builder):
+def is_prepared(builder: Any) -> bool:
+    """Returns whether a builder's data set is on disk."""
     # `builder.is_prepared()` says the same, but logs a warning where the answer is no.
     return (builder.data_path / "dataset_info.json").exists()
 
 
-def _builder(name, directory):
+def open_builder(name: str, directory: str | None) -> Any:
+    """Returns the TFDS builder of a data set, whether or not it is on disk.
+
+    Raises:
+      ConfigError: if TFDS knows none of this name, or cannot open it.
+    """
     import tensorflow_datasets as tfds
 
     if name.partition(":")[0] == "digits":
@@ -84,9 +99,10 @@ def _builder(name, directory):
     try:
         return tfds.builder(name, data_dir=directory)
     except tfds.core.DatasetNotFoundError:
-        known = ["digits", "folder", *tfds.list_builders(with_community_datasets=False)]
+        ours = ["digits", "folder", "fake"]
+        known = [*ours, *tfds.list_builders(with_community_datasets=False)]
         raise ConfigError(
-            f"data.name={name!r}: neither 'digits' nor 'folder' nor a data set TFDS knows"
+            f"data.name={name!r}: not 'digits', 'folder' or 'fake', nor a data set TFDS knows"
             f"{_nearest(name, known)}."
         ) from None
     except Exception as e:  # An unknown config or version, a builder that lacks a package, ...
@@ -112,7 +128,7 @@ def _prepare(name, directory, builder):
     except Exception as e:
         # TFDS writes aside and renames at the end. Of two processes that prepare the same data set
         # the later one fails at the rename, and finds a good copy in place.
-        if _is_prepared(builder):
+        if is_prepared(builder):
             return
         raise ConfigError(
             f"data.name={name!r}: TFDS could not prepare it in {builder.data_path}"
@@ -120,14 +136,24 @@ def _prepare(name, directory, builder):
         ) from e
     finally:
         downloader.MAX_RETRIES = retries
-    if not _is_prepared(builder):
+    if not is_prepared(builder):
         raise ConfigError(
             f"data.name={name!r}: {builder.data_path} exists but is not a data set TFDS prepared;"
             " remove it or set data.dir to another folder."
         )
 
 
-def _image_and_label(name, info):
+def image_and_label(name: str, info: Any, bare: bool = False) -> tuple[str, str]:
+    """Returns the names of both features of a data set.
+
+    Args:
+      name: of the data set, for messages.
+      info: its TFDS info.
+      bare: whether an image may be stored as bare bytes.
+
+    Raises:
+      ConfigError: if it has not one of each, or several and none is called so.
+    """
     import tensorflow_datasets as tfds
 
     features = info.features
@@ -137,13 +163,7 @@ def _image_and_label(name, info):
         if info.supervised_keys and len(info.supervised_keys) == 2:
             pairs.append(info.supervised_keys)
         pairs.append(("image", "label"))
-        # An image of floats is stored as a PNG whose four channels are the bytes of a float.
-        images = [
-            k
-            for k in keys
-            if isinstance(features[k], tfds.features.Image)
-            and features[k].np_dtype in (np.uint8, np.uint16)
-        ]
+        images = [k for k in keys if _is_encoded(features[k]) or (bare and _is_bare(features[k]))]
         labels = [
             k
             for k in keys
@@ -163,23 +183,36 @@ def _image_and_label(name, info):
     )
 
 
-def _open_split(name, builder, split, image_key):
+def _is_encoded(feature):
     import tensorflow_datasets as tfds
 
-    splits = dict(builder.info.splits)
+    # An image of floats is stored as a PNG whose four channels are the bytes of a float.
+    return isinstance(feature, tfds.features.Image) and feature.np_dtype in (np.uint8, np.uint16)
+
+
+def _is_bare(feature):
+    import tensorflow_datasets as tfds
+
+    if type(feature) is not tfds.features.Tensor or feature.np_dtype != np.uint8:
+        return False
+    shape = feature.shape
+    square = len(shape) == 3 and shape[0] is not None and shape == (shape[0], shape[0], 3)
+    return square and feature.to_json_content().encoding == tfds.features.Encoding.BYTES.value
+
+
+def _open_split(name, info, split):
+    splits = dict(info.splits)
     try:
-        records = builder.as_data_source(
-            split, decoders={image_key: tfds.decode.SkipDecoding()}, file_format="array_record"
-        )
+        chosen = info.splits[split]
     except ValueError as e:
         raise ConfigError(
-            f"data.split={split!r}: data.name={name!r} has no such split or it is empty; it has"
+            f"data.split={split!r}: data.name={name!r} has no such split; it has"
             f" {', '.join(f'{k} ({v.num_examples} images)' for k, v in splits.items())}"
             f"{_nearest(split, splits)}."
         ) from e
-    if len(records) == 0:
+    if not sum(f.take for f in chosen.file_instructions):
         raise ConfigError(f"data.split={split!r}: holds no images of data.name={name!r}.")
-    return records
+    return chosen
 
 
 def _network_hint(error):

@@ -1,6 +1,7 @@
 """The device mesh and who holds what: batches are cut over `data`, the state is on every device."""
 
 import contextlib
+import itertools
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -45,6 +46,39 @@ def batch_sharding(mesh: Mesh, axis: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
+def local_columns(mesh: Mesh, batch_size: int) -> slice:
+    """Returns which columns of a global batch the devices of this process hold.
+
+    Raises:
+      ConfigError: if the mesh has no device of this process, or its columns are no neighbours.
+    """
+    held = batch_sharding(mesh, 0).addressable_devices_indices_map((batch_size,))
+    parts = sorted(index[0].indices(batch_size)[:2] for index in held.values() if index)
+    if not parts:
+        raise config_lib.ConfigError(
+            f"device_count={mesh.size}: process {jax.process_index()} of {jax.process_count()} has"
+            " no device among them; leave it open to use all devices."
+        )
+    for (_, end), (start, _) in itertools.pairwise(parts):
+        if end != start:
+            raise config_lib.ConfigError(
+                f"device_count={mesh.size}: the devices of process {jax.process_index()} do not"
+                " stand side by side in the mesh, so it would have to read apart columns."
+            )
+    return slice(parts[0][0], parts[-1][1])
+
+
 def put_batch(batch: dict, mesh: Mesh, axis: int = 1) -> dict:
-    """Puts host arrays on the mesh, cut along `axis`."""
-    return jax.device_put(batch, batch_sharding(mesh, axis))
+    """Puts host arrays on the mesh, cut along `axis`.
+
+    Args:
+      batch: of arrays whose axis `axis` holds the columns that this process needs, see
+        `local_columns`; of a single process, all of them.
+      mesh: the mesh; every process holds as many columns as any other.
+      axis: the batch axis.
+
+    Returns:
+      The same names, and global arrays.
+    """
+    sharding = batch_sharding(mesh, axis)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

@@ -17,8 +17,9 @@ from jax.sharding import Mesh
 
 from biggan_jax import config as config_lib
 from biggan_jax import files, host_tensorflow
-from biggan_jax.data import datasets, loader
+from biggan_jax.data import datasets
 from biggan_jax.data import report as data_report
+from biggan_jax.data.batches import Batches
 from biggan_jax.gan import step as step_lib
 from biggan_jax.gan.state import GanState
 from biggan_jax.parallel import mesh as mesh_lib
@@ -65,13 +66,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> GanState:
     _check_same_run(resolved, workdir)
     source = datasets.open_source(resolved)
     _check_same_classes(source, workdir)
-    batches = loader.Loader(
-        source,
-        batch_size=config_lib.micro_batch_size(resolved),
-        num_batches=resolved.d_steps * resolved.accumulation,
-        seed=resolved.seed,
-        cache_mib=resolved.data.cache_mib,
-    )
+    columns = mesh_lib.local_columns(mesh, config_lib.micro_batch_size(resolved))
+    batches = datasets.make_loader(source, resolved, columns)
     facts = data_report.data_report(source, resolved, batches)
     data_report.check(facts, resolved)
     run = _Run(resolved, workdir, mesh, source.class_names)
@@ -104,7 +100,7 @@ class _Run:
         files.write_whole(os.path.join(self.workdir, runs.CONFIG), config_lib.to_json(self.config))
         self._save_sheet(reals, os.path.join("samples", "reals.png"), f"{facts['name']}: reals")
 
-    def train(self, batches: loader.Loader, first_state: GanState | None) -> GanState:
+    def train(self, batches: Batches, first_state: GanState | None) -> GanState:
         """Restores or starts, from `first_state` or random weights, then steps to the end."""
         c = self.config
         folder = os.path.join(self.workdir, runs.CHECKPOINTS)
@@ -140,28 +136,33 @@ class _Run:
         if first < c.num_steps:
             print("compiling the step; the first one takes a while ...", flush=True)
         pending: tuple[int, dict] | None = None
-        for i, host_batch in batches.prefetch(first, c.num_steps):
-            state, metrics = step_fn(state, mesh_lib.put_batch(host_batch, self.mesh))
-            done = i + 1
-            # Numbers of a step are read once the next is on its way, so the device never waits.
-            if pending is not None:
-                _report(reporter, *pending)
-                pending = None
-            last = done == c.num_steps
-            if done % c.log_every == 0 or done == first + 1 or last:
-                pending = done, metrics
-            save, sample = (last or done % n == 0 for n in (c.checkpoint_every, c.sample_every))
-            if pending is not None and (save or sample):
-                _report(reporter, *pending)
-                pending = None
-            if save or sample:
-                _check_finite(done, metrics)
-            if save:
-                saved.save(done, state, {"step": done, "images": done * self.images_per_step})
-                reporter.status("train", step=done, last_checkpoint=saved.latest_step())
-            if sample:
-                self._sample(state, done, reporter)
+        # Left as a context, so that no thread is at the devices when the process ends.
+        with batches.prefetch(first, c.num_steps, put=self._put) as on_devices:
+            for i, batch in on_devices:
+                state, metrics = step_fn(state, batch)
+                done = i + 1
+                # Numbers of a step are read once the next is on its way, so the device never waits.
+                if pending is not None:
+                    _report(reporter, *pending)
+                    pending = None
+                last = done == c.num_steps
+                if done % c.log_every == 0 or done == first + 1 or last:
+                    pending = done, metrics
+                save, sample = (last or done % n == 0 for n in (c.checkpoint_every, c.sample_every))
+                if pending is not None and (save or sample):
+                    _report(reporter, *pending)
+                    pending = None
+                if save or sample:
+                    _check_finite(done, metrics)
+                if save:
+                    saved.save(done, state, {"step": done, "images": done * self.images_per_step})
+                    reporter.status("train", step=done, last_checkpoint=saved.latest_step())
+                if sample:
+                    self._sample(state, done, reporter)
         return state
+
+    def _put(self, batch):
+        return mesh_lib.put_batch(batch, self.mesh)
 
     def _sample(self, state, step, reporter):
         """A sheet from latents and labels that stay the same through the run."""

@@ -1,89 +1,12 @@
-import subprocess
-import sys
-import threading
-
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
-from sklearn.datasets import load_digits
 
-from biggan_jax import config as config_lib
 from biggan_jax.config import ConfigError
-from biggan_jax.data import datasets, loader, tfds_source
+from biggan_jax.data import crops, datasets, loader, preprocess, report
 from biggan_jax.data import source as source_lib
-
-
-class TinyShapes(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(
-                {
-                    "id": tfds.features.Text(),
-                    "picture": tfds.features.Image(shape=(None, None, 3)),
-                    "kind": tfds.features.ClassLabel(names=["disc", "square", "star"]),
-                }
-            ),
-            supervised_keys=("picture", "kind"),
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples(12), "test": self._generate_examples(5)}
-
-    def _generate_examples(self, count):
-        for i in range(count):
-            picture = np.full((20 + i, 30, 3), 10 * i, np.uint8)
-            yield i, {"id": str(i), "picture": picture, "kind": i % 3}
-
-
-class NoPictures(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        # Floats hide in the four bytes of an RGBA PNG: not a picture to us.
-        features = {
-            "depth": tfds.features.Image(shape=(4, 4, 1), dtype=np.float32),
-            "kind": tfds.features.ClassLabel(names=["a", "b"]),
-        }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-        yield 0, {"depth": np.zeros((4, 4, 1), np.float32), "kind": 0}
-
-
-class FarAway(TinyShapes):
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _split_generators(self, dl_manager):
-        dl_manager.download("https://nowhere.invalid/archive.zip")
-        return {"train": self._generate_examples(1)}
-
-
-def make_config(
-    name, directory, split="train", resolution=32, num_classes=10, resize="area", classes=()
-):
-    c = config_lib.default()
-    c.update(batch_size=8)
-    c.data.classes = classes
-    c.data.update(name=name, dir=str(directory), split=split, resize=resize)
-    c.model.update(resolution=resolution, num_classes=num_classes, g_attention=(), d_attention=())
-    return config_lib.resolve(c, 1)
-
-
-def open_source(*args, **kwargs):
-    return datasets.open_source(make_config(*args, **kwargs))
-
-
-@pytest.fixture(scope="module")
-def tfds_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("tfds")
+from biggan_jax.data.preprocess import Recipe
+from tests.data.made import make_config, open_source
 
 
 def error_of(*args, **kwargs):
@@ -93,261 +16,6 @@ def error_of(*args, **kwargs):
     assert message.endswith(".")
     assert "\n" not in message
     return message
-
-
-# Digits
-
-
-def _sorted_rows(images, labels):
-    rows = np.concatenate([np.asarray(labels)[:, None], images.reshape(len(images), -1)], axis=1)
-    return rows[np.lexsort(rows.T[::-1])]
-
-
-def _stored(source):
-    """Returns the 8x8 pictures as they lie in the files, with their labels."""
-    import io
-
-    records = [source._records[i] for i in range(len(source))]
-    pictures = [np.asarray(Image.open(io.BytesIO(r["image"]))) for r in records]
-    return np.stack(pictures), np.array([r["label"] for r in records])
-
-
-def test_digits_hold_every_sklearn_digit_once(tfds_dir):
-    digits = load_digits()
-    source = open_source("digits", tfds_dir, "train+test")
-    assert len(source) == 1797
-    assert source.class_names == tuple("0123456789")
-    np.testing.assert_array_equal(np.bincount(source.labels()), np.bincount(digits.target))
-    pictures, labels = _stored(source)
-    assert pictures.dtype == np.uint8
-    assert pictures.shape == (1797, 8, 8)
-    assert pictures.max() == 255
-    grey = np.rint(pictures * (16 / 255)).astype(int)
-    np.testing.assert_array_equal(
-        _sorted_rows(grey, labels), _sorted_rows(digits.images.astype(int), digits.target)
-    )
-
-
-def test_digits_splits(tfds_dir):
-    digits = load_digits()
-    train, test = (open_source("digits", tfds_dir, split) for split in ("train", "test"))
-    assert (len(train), len(test)) == (1437, 360)
-    assert np.bincount(test.labels()).tolist() == [36] * 10
-    from biggan_jax.data import digits_builder
-
-    held_out = digits_builder.test_indices(digits.target)
-    pictures, labels = _stored(test)
-    np.testing.assert_array_equal(labels, digits.target[held_out])
-    np.testing.assert_array_equal(np.rint(pictures * (16 / 255)), digits.images[held_out])
-    rest = np.delete(np.arange(1797), held_out)
-    pictures, labels = _stored(train)
-    np.testing.assert_array_equal(labels, digits.target[rest])
-    np.testing.assert_array_equal(np.rint(pictures * (16 / 255)), digits.images[rest])
-
-
-@pytest.mark.parametrize("resolution", [16, 32])
-def test_digits_are_enlarged_bicubically_to_grey(tfds_dir, resolution):
-    source = open_source("digits", tfds_dir, "test", resolution)
-    pictures, labels = _stored(source)
-    for i in (0, 100, 359):
-        image, label = source[i]
-        assert label == labels[i] == source.label(i)
-        size = (resolution, resolution)
-        large = Image.fromarray(pictures[i]).resize(size, Image.Resampling.BICUBIC)
-        np.testing.assert_array_equal(image, np.asarray(large)[..., None].repeat(3, -1))
-
-
-def test_digits_through_the_loader(tfds_dir):
-    source = open_source("digits", tfds_dir, resolution=16)
-    kwargs = {"batch_size": 32, "num_batches": 2, "seed": 3}
-    cached = loader.Loader(source, cache_mib=16, **kwargs)
-    direct = loader.Loader(source, cache_mib=0, **kwargs)
-    for step in (0, 30):
-        a, b = cached.batch(step), direct.batch(step)
-        np.testing.assert_array_equal(a["image"], b["image"])
-        np.testing.assert_array_equal(a["label"], b["label"])
-        assert a["image"].shape == (2, 32, 16, 16, 3)
-        records = cached.indices(step).ravel()
-        np.testing.assert_array_equal(a["label"].ravel(), source.labels()[records])
-
-
-_OPEN_DIGITS = """
-import sys, time, warnings
-warnings.simplefilter("error")
-from biggan_jax import config
-from biggan_jax.data import datasets, tfds_source
-assert "tensorflow_datasets" not in sys.modules and "tensorflow" not in sys.modules
-c = config.default()
-c.data.update(name="digits", dir=sys.argv[1])
-c.model.resolution = 16
-if len(sys.argv) > 2:
-    builder = tfds_source._builder("digits", sys.argv[1])
-    print("ready", flush=True)
-    sys.stdin.readline()
-source = datasets.open_source(c)
-print(len(source), source[1436][1], "tensorflow" in sys.modules, flush=True)
-"""
-
-
-def _start(*args):
-    return subprocess.Popen(
-        [sys.executable, "-c", _OPEN_DIGITS, *map(str, args)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-@pytest.mark.multiprocess
-@pytest.mark.slow
-def test_two_processes_prepare_digits_at_once(tmp_path):
-    processes = [_start(tmp_path, "wait") for _ in range(2)]
-    for p in processes:
-        assert p.stdout.readline() == "ready\n"
-    for p in processes:
-        p.stdin.write("go\n")
-        p.stdin.flush()
-    results = [p.communicate(timeout=120) for p in processes]
-    for p, (out, err) in zip(processes, results, strict=True):
-        assert p.returncode == 0, err
-        assert out.startswith("1437 8 ")
-    assert len(open_source("digits", tmp_path)) == 1437
-    assert not list(tmp_path.rglob("*incomplete*"))
-
-
-@pytest.mark.multiprocess
-def test_a_prepared_set_is_read_silently_and_without_tensorflow(tfds_dir):
-    open_source("digits", tfds_dir)
-    out, err = _start(tfds_dir).communicate(timeout=120)
-    assert out == "1437 8 False\n"
-    assert err == ""
-
-
-def test_losing_the_race_to_prepare_is_no_error(tmp_path, monkeypatch):
-    prepare = tfds.core.GeneratorBasedBuilder.download_and_prepare
-    raced = []
-
-    def beaten(self, **kwargs):
-        # Another process finishes first; then TFDS fails at its last act, the rename.
-        prepare(tfds.builder("tiny_shapes", data_dir=str(tmp_path)), **kwargs)
-        raced.append(self)
-        raise FileExistsError("Destination already exists.")
-
-    monkeypatch.setattr(tfds.core.GeneratorBasedBuilder, "download_and_prepare", beaten)
-    assert len(open_source("tiny_shapes", tmp_path)) == 12
-    assert len(raced) == 1
-
-
-# TFDS by name
-
-
-def test_tfds_by_name(tfds_dir, capfd):
-    source = open_source("tiny_shapes", tfds_dir, num_classes=3)
-    assert capfd.readouterr().out == ""
-    assert (source.name, source.split, source.num_classes) == ("tiny_shapes", "train", 3)
-    assert source.class_names == ("disc", "square", "star")
-    assert len(source) == 12
-    assert source.labels().tolist() == [i % 3 for i in range(12)]
-    for i in (11, 0, 5):
-        image, label = source[i]
-        assert image.shape == (32, 32, 3)
-        assert image.dtype == np.uint8
-        assert (image == 10 * i).all()
-        assert label == source.label(i) == i % 3
-
-
-def test_tfds_splits_add_up_and_slice(tfds_dir):
-    assert len(open_source("tiny_shapes", tfds_dir, "train+test")) == 17
-    assert len(open_source("tiny_shapes", tfds_dir, "test")) == 5
-    sliced = open_source("tiny_shapes", tfds_dir, "train[9:]")
-    assert [int(sliced[i][0].max()) for i in range(len(sliced))] == [90, 100, 110]
-
-
-def test_tfds_is_read_from_many_threads(tfds_dir):
-    source = open_source("tiny_shapes", tfds_dir)
-    wrong = []
-
-    def read(first):
-        for i in range(first, first + 200):
-            image, label = source[i % 12]
-            if (image != 10 * (i % 12)).any() or label != i % 3:
-                wrong.append(i)
-
-    threads = [threading.Thread(target=read, args=(i,)) for i in range(8)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert wrong == []
-
-
-def test_tfds_labels_of_large_sets_are_sampled(tfds_dir, monkeypatch):
-    monkeypatch.setattr(tfds_source, "COUNT_ALL_UP_TO", 11)
-    monkeypatch.setattr(source_lib, "LABEL_SAMPLE", 4)
-    source = open_source("tiny_shapes", tfds_dir)
-    assert source.labels() is None
-    records, labels = source.label_sample()
-    assert records.tolist() == [0, 3, 6, 9]
-    assert labels.tolist() == [0, 0, 0, 0]
-
-
-def test_home_is_expanded(tfds_dir, monkeypatch):
-    monkeypatch.setenv("HOME", str(tfds_dir))
-    source = open_source("tiny_shapes", "~")
-    assert source.where == str(tfds_dir / "tiny_shapes" / "1.0.0")
-
-
-def test_unknown_name(tfds_dir):
-    message = error_of("cifra10", tfds_dir)
-    assert "data.name='cifra10'" in message
-    assert "did you mean 'cifar10'?" in message
-    assert "'digits'" in error_of("digit", tfds_dir)
-
-
-def test_unknown_config_of_a_data_set(tfds_dir):
-    assert "data.name='tiny_shapes/big'" in error_of("tiny_shapes/big", tfds_dir)
-
-
-def test_unknown_and_empty_split(tfds_dir):
-    message = error_of("tiny_shapes", tfds_dir, "tset")
-    assert "data.split='tset'" in message
-    assert "train (12 images), test (5 images)" in message
-    assert "did you mean 'test'?" in message
-    assert "data.split='train[:0]'" in error_of("tiny_shapes", tfds_dir, "train[:0]")
-
-
-def test_no_image_feature(tfds_dir):
-    message = error_of("no_pictures", tfds_dir)
-    assert not (tfds_dir / "no_pictures").exists(), "prepared in vain"
-    assert "data.name='no_pictures'" in message
-    assert "depth (Image), kind (ClassLabel)" in message
-
-
-def test_tfrecord_copy(tmp_path):
-    builder = tfds.builder("tiny_shapes", data_dir=str(tmp_path), file_format="tfrecord")
-    builder.download_and_prepare()
-    message = error_of("tiny_shapes", tmp_path)
-    for word in (str(tmp_path), "tfrecord", "array_record", "data.dir"):
-        assert word in message
-
-
-def test_no_network(tmp_path, monkeypatch):
-    monkeypatch.setattr(tfds_source, "_DOWNLOAD_RETRIES", 0)
-    message = error_of("far_away", tmp_path)
-    assert "data.name='far_away'" in message
-    assert "is there a network?" in message
-    assert "nowhere.invalid" in message
-
-
-def test_folder_in_the_way(tmp_path):
-    (tmp_path / "tiny_shapes" / "1.0.0").mkdir(parents=True)
-    message = error_of("tiny_shapes", tmp_path)
-    assert str(tmp_path / "tiny_shapes" / "1.0.0") in message
-    assert "remove it" in message
-
-
-# Folder
 
 
 @pytest.fixture
@@ -379,7 +47,7 @@ def test_folder(folder):
     assert source.class_names == ("a_cats", "b_dogs")
     assert (source.num_classes, len(source)) == (2, 6)
     assert source.labels().tolist() == [0, 0, 0, 1, 1, 1]
-    images, labels = loader.read(source, np.arange(6))
+    images, labels = source_lib.read(source, np.arange(6))
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
     grey = noise[..., :1].repeat(3, -1)
     np.testing.assert_array_equal(images[0], noise)
@@ -433,46 +101,48 @@ def test_folder_mistakes(folder, tmp_path):
     assert "no pictures" in message
 
 
-# Some of the classes
+def test_folder_with_zoomed_crops(folder):
+    directory, noise = folder
+    source = open_source("folder", directory, resolution=16)
+    zoom = tuple(crops.random_zoom(0, 3, 1)[0])
+    expected = preprocess.to_square(Image.fromarray(noise), Recipe(16), zoom)
+    np.testing.assert_array_equal(source.get(0, zoom)[0], expected)
+    assert (expected != source[0][0]).any()
 
 
-def test_some_classes_of_a_tfds_set(tfds_dir, monkeypatch):
-    # Of large sets too every label is read.
-    monkeypatch.setattr(tfds_source, "COUNT_ALL_UP_TO", 11)
-    source = open_source("tiny_shapes", tfds_dir, classes=(2, 0))
-    assert (source.name, source.split, source.resolution) == ("tiny_shapes", "train", 32)
-    assert source.class_names == ("star", "disc") and source.num_classes == 2
-    assert len(source) == 8
-    assert source.labels().tolist() == [1, 0] * 4 and source.labels().dtype == np.int32
-    for i, record in enumerate([0, 2, 3, 5, 6, 8, 9, 11]):
-        image, label = source[i]
-        assert (image == 10 * record).all()
-        assert label == source.label(i) == [1, 0][i % 2]
-    images, labels = loader.read(source, np.array([7, 0]))
-    assert images[:, 0, 0, 0].tolist() == [110, 0] and labels.tolist() == [0, 1]
+# Fake data
 
 
-def test_some_classes_of_a_folder(folder):
-    source = open_source("folder", folder[0], classes=(1,))
-    assert (source.class_names, len(source)) == (("b_dogs",), 3)
-    assert source.where == str(folder[0])
-    np.testing.assert_array_equal(source[2][0], open_source("folder", folder[0])[5][0])
+def test_fake_data():
+    source = open_source("fake", resolution=64, num_classes=7)
+    assert (len(source), source.num_classes, source.where) == (1_281_167, 7, "memory")
+    images, labels = source_lib.read(source, np.arange(40) * 30_000)
+    assert images.shape == (40, 64, 64, 3) and images.dtype == np.uint8
+    np.testing.assert_array_equal(labels, np.arange(40) * 30_000 % 7)
+    assert len({image.tobytes() for image in images}) == 40
+    np.testing.assert_array_equal(images[5], source[150_000][0])
+    # 40 x 12,288 values are uniform: 1,920 of each, give or take five standard deviations of 44.
+    assert np.abs(np.bincount(images.ravel(), minlength=256) - 1920).max() < 5 * 44
+    assert np.bincount(source.labels()).tolist() == [183_024] * 6 + [183_023]
 
 
-@pytest.mark.parametrize(
-    ("classes", "message"),
-    [
-        ((0, 3), "data.classes=(0, 3): 3 is no class of data.name='tiny_shapes', which has 0 to 2"),
-        ((-1,), "-1 is no class"),
-        (("disc",), "'disc' is no class"),
-        ((True,), "True is no class"),
-        ((1, 2, 1), "data.classes=(1, 2, 1): 1 is named twice"),
-    ],
-)
-def test_classes_that_are_none(tfds_dir, classes, message):
-    assert message in error_of("tiny_shapes", tfds_dir, classes=classes)
+def test_fake_data_are_made_when_they_are_needed():
+    config = make_config("fake", resolution=16, cache_mib=10**6, crop="random_zoom", fraction=0.5)
+    batches = datasets.make_loader(datasets.open_source(config), config)
+    assert (batches.images, len(batches.source)) == (None, 640_584)
+    batch = batches.batch(10**6)
+    assert batch["image"].shape == (2, 8, 16, 16, 3)
+    facts = report.data_report(batches.source, config, batches)
+    report.check(facts, config)
+    text = report.text(facts)
+    for words in (
+        "fake, split train, in memory",
+        "640,584 at",
+        "0.5 of the records",
+        "random_zoom",
+    ):
+        assert words in text
 
 
-def test_classes_without_an_image(tfds_dir):
-    message = error_of("tiny_shapes", tfds_dir, "train[:1]", classes=(1, 2))
-    assert "split 'train[:1]'" in message and "no images of these classes" in message
+def test_fake_data_have_no_splits():
+    assert "data.split='test'" in error_of("fake", split="test")

@@ -1,53 +1,25 @@
-import gc
-import threading
-import time
+import tracemalloc
 
+import jax
 import numpy as np
 import pytest
 
 from biggan_jax.config import ConfigError
-from biggan_jax.data import loader
-from biggan_jax.data.preprocess import Recipe
-from biggan_jax.data.source import Source
-
-
-class Made(Source):
-    """Record i is an image of the value i with the label i % 3."""
-
-    def __init__(self, length, resolution=4, broken=()):
-        super().__init__("made", "train", "memory", "abc", Recipe(resolution))
-        self._length = length
-        self._broken = broken
-        self.decoded = []
-
-    def __len__(self):
-        return self._length
-
-    def __getitem__(self, i):
-        if i in self._broken:
-            raise ConfigError(f"record {i} is broken.")
-        self.decoded.append(i)
-        return np.full((self.resolution, self.resolution, 3), i % 256, np.uint8), i % 3
-
-    def label(self, i):
-        return i % 3
-
-    def labels(self):
-        return np.arange(self._length, dtype=np.int32) % 3
+from biggan_jax.data import crops, loader, order
+from biggan_jax.parallel import mesh as mesh_lib
+from tests.data.made import Made, same
 
 
 def make(length=10, batch_size=4, num_batches=2, seed=0, cache_mib=1.0, **kwargs):
+    ours = {k: kwargs.pop(k) for k in ("crop", "columns") if k in kwargs}
     return loader.Loader(
         Made(length, **kwargs),
         batch_size=batch_size,
         num_batches=num_batches,
         seed=seed,
         cache_mib=cache_mib,
+        **ours,
     )
-
-
-def same(a, b):
-    return all(np.array_equal(a[k], b[k]) for k in ("image", "label"))
 
 
 @pytest.mark.parametrize("cache_mib", [0, 1])
@@ -78,20 +50,12 @@ def test_every_epoch_is_a_permutation(length, seed):
 
 
 def test_every_epoch_of_a_large_set_is_a_permutation():
-    assert loader._SMALL < 5000
+    assert order.SMALL < 5000
     loaded = make(length=5000, batch_size=1000, num_batches=1, resolution=1)
     seen = np.concatenate([loaded.indices(step)[0] for step in range(10)]).reshape(2, 5000)
     for epoch in seen:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(5000))
     assert not np.array_equal(*seen)
-
-
-def test_epochs_cross_batches():
-    # 12 images a step of 8 records: epochs end inside batches.
-    loaded = make(length=8, batch_size=6, num_batches=2)
-    seen = np.concatenate([loaded.indices(step).ravel() for step in range(10)])
-    for epoch in seen.reshape(-1, 8):
-        assert sorted(epoch) == list(range(8))
 
 
 def test_epochs_and_seeds_differ():
@@ -124,6 +88,60 @@ def test_batch_is_a_function_of_seed_and_step():
     assert not same(make(length=30, seed=8).batch(0), in_order[0])
 
 
+# Of a set, a batch size and a step: what was given before order.py computed Grain's shuffle itself.
+@pytest.mark.parametrize(
+    ("length", "seed", "step", "records"),
+    [
+        (10, 0, 0, [5, 1, 4, 0, 7, 9, 2, 6]),
+        (1437, 0, 0, [612, 1007, 1278, 416, 1384, 978, 285, 610]),
+        (5000, 3, 137, [2292, 176, 1392, 1518, 2960, 4141, 4370, 2785]),
+        (
+            1_281_167,
+            7,
+            1_000_000,
+            [1202613, 1225876, 129474, 452161, 705029, 1171882, 827396, 878069],
+        ),
+    ],
+)
+def test_the_order_of_before(length, seed, step, records):
+    found = make(length=length, seed=seed, cache_mib=0).indices(step).ravel().tolist()
+    assert found == records
+
+
+# Tails. A step of 12 images; an epoch of 8 ends inside a batch, one of 5 twice inside a step.
+
+
+@pytest.mark.parametrize("cache_mib", [0, 1])
+@pytest.mark.parametrize("length", [1, 5, 8, 12])
+def test_no_record_is_left_out_where_epochs_end(length, cache_mib):
+    loaded = make(length=length, batch_size=6, num_batches=2, cache_mib=cache_mib)
+    values = [loaded.batch(step)["image"][..., 0, 0, 0].ravel() for step in range(length)]
+    for epoch in np.concatenate(values).reshape(-1, length):
+        assert sorted(epoch) == list(range(length))
+
+
+def test_a_batch_of_a_smaller_data_set_holds_every_record_evenly():
+    batch = make(length=3, batch_size=7, num_batches=1).batch(0)
+    assert sorted(np.bincount(batch["image"][0, :, 0, 0, 0])) == [2, 2, 3]
+
+
+def test_one_record_and_one_class():
+    batch = make(length=1, batch_size=4, num_batches=1, names="a").batch(10**6)
+    assert (batch["image"] == 0).all() and (batch["label"] == 0).all()
+    batch = make(length=9, labels=[0] * 9, names="a").batch(4)
+    assert (batch["label"] == 0).all()
+
+
+def test_how_work_is_cut_into_batches_does_not_change_the_images():
+    whole = make(length=30, batch_size=8, num_batches=1)
+    cut = make(length=30, batch_size=2, num_batches=4)
+    for step in range(8):
+        np.testing.assert_array_equal(whole.indices(step).ravel(), cut.indices(step).ravel())
+
+
+# The cache
+
+
 def test_cache_changes_nothing_but_speed():
     cached, direct = make(length=40), make(length=40, cache_mib=0)
     assert cached.images is not None
@@ -136,33 +154,12 @@ def test_cache_limit_is_exact():
     # 1,024 images of 4 x 4 x 3 bytes are 48 KiB.
     assert make(length=1024, cache_mib=48 / 1024).images is not None
     assert make(length=1025, cache_mib=48 / 1024).images is None
+    assert make(length=1024, cache_mib=48 / 1024, crop="random_zoom").images is None
 
 
-def test_how_work_is_cut_into_batches_does_not_change_the_images():
-    whole = make(length=30, batch_size=8, num_batches=1)
-    cut = make(length=30, batch_size=2, num_batches=4)
-    for step in range(8):
-        np.testing.assert_array_equal(whole.indices(step).ravel(), cut.indices(step).ravel())
-
-
-def test_data_set_smaller_than_a_batch():
-    batch = make(length=3, batch_size=7, num_batches=1).batch(0)
-    assert sorted(np.bincount(batch["image"][0, :, 0, 0, 0])) == [2, 2, 3]
-
-
-def test_far_steps_cost_the_same():
-    loaded = make(length=1000, batch_size=64)
-    loaded.batch(0)
-
-    def seconds(step):
-        times = []
-        for i in range(5):
-            start = time.perf_counter()
-            loaded.batch(step + i)
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    assert seconds(10**9) < 10 * seconds(0)
+def test_a_broken_record_stops_caching():
+    with pytest.raises(ConfigError, match="record 2 is broken"):
+        make(broken=(2,))
 
 
 def test_empty_source_is_refused():
@@ -170,101 +167,124 @@ def test_empty_source_is_refused():
         make(length=0)
 
 
-def _prefetch_threads():
-    return [t for t in threading.enumerate() if t.name == "biggan-prefetch"]
-
-
-def _assert_threads_end():
-    deadline = time.monotonic() + 10
-    while _prefetch_threads() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not _prefetch_threads()
+# Columns
 
 
 @pytest.mark.parametrize("cache_mib", [0, 1])
-def test_prefetch_gives_what_batch_gives(cache_mib):
-    loaded = make(length=30, cache_mib=cache_mib)
-    got = list(loaded.prefetch(5, 12))
-    assert [step for step, _ in got] == list(range(5, 12))
-    assert all(same(batch, loaded.batch(step)) for step, batch in got)
-    _assert_threads_end()
+@pytest.mark.parametrize("processes", [1, 2, 4, 64])
+def test_columns_make_up_the_global_batch(processes, cache_mib):
+    # 100 records, 2 x 64 images a step: every step holds the border of two epochs.
+    kwargs = {"length": 100, "batch_size": 64, "cache_mib": cache_mib}
+    whole = make(**kwargs)
+    each = 64 // processes
+    parts = [make(columns=slice(p * each, (p + 1) * each), **kwargs) for p in range(processes)]
+    for step in (0, 1, 137, 10**6):
+        expected = whole.batch(step)
+        for part in parts:
+            part.source.decoded.clear()
+        batches = [part.batch(step) for part in parts]
+        for key in expected:
+            np.testing.assert_array_equal(
+                np.concatenate([b[key] for b in batches], axis=1), expected[key]
+            )
+        if not cache_mib:
+            assert [len(part.source.decoded) for part in parts] == [2 * each] * processes
 
 
-def test_prefetch_of_nothing():
-    assert list(make().prefetch(4, 4)) == []
-    _assert_threads_end()
+def test_columns_must_be_neighbours():
+    for columns in (slice(0, 4, 2), slice(2, 2), slice(4, None)):
+        with pytest.raises(ValueError, match="columns="):
+            make(columns=columns)
 
 
-def test_prefetch_stays_exhausted():
-    batches = make().prefetch(0, 1)
-    assert len(list(batches)) == 1
-    assert list(batches) == []
+@pytest.mark.parametrize("devices", [1, 4, 8])
+def test_columns_of_a_mesh(devices):
+    mesh = mesh_lib.make_mesh(devices)
+    assert mesh_lib.local_columns(mesh, 16) == slice(0, 16)
 
 
-def test_prefetch_works_ahead_by_depth_only():
-    loaded = make(length=100, batch_size=1, num_batches=1, cache_mib=0)
-    with loaded.prefetch(0, 50, depth=3) as batches:
-        deadline = time.monotonic() + 10
-        while len(loaded.source.decoded) < 3 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.1)
-        assert len(loaded.source.decoded) == 3
-        next(batches)
-        time.sleep(0.1)
-        assert len(loaded.source.decoded) == 4
-    _assert_threads_end()
+def test_columns_of_a_mesh_that_are_no_neighbours(monkeypatch):
+    class Sharding:
+        def addressable_devices_indices_map(self, shape):
+            return {0: (slice(0, 4),), 1: (slice(8, 12),)}
+
+    monkeypatch.setattr(mesh_lib, "batch_sharding", lambda mesh, axis: Sharding())
+    with pytest.raises(ConfigError, match=r"device_count=4.*side by side"):
+        mesh_lib.local_columns(mesh_lib.make_mesh(4), 16)
 
 
-def test_prefetch_ends_when_the_consumer_stops_early():
-    batches = make().prefetch(0, 10**9)
-    next(batches)
-    batches.close()
-    assert not _prefetch_threads()
-    assert list(batches) == []
-    batches.close()
+def test_batches_are_put_on_the_mesh_ahead_of_need():
+    mesh = mesh_lib.make_mesh(8)
+    whole = make(length=100, batch_size=16, cache_mib=0)
+    expected = [whole.batch(step) for step in range(30)]
+    with whole.prefetch(0, 30, put=lambda b: mesh_lib.put_batch(b, mesh)) as batches:
+        put = [batch for _, batch in batches]
+    for batch, global_batch in zip(put, expected, strict=True):
+        for key, array in batch.items():
+            assert array.sharding.is_equivalent_to(mesh_lib.batch_sharding(mesh, 1), array.ndim)
+            assert len(array.addressable_shards) == 8
+            np.testing.assert_array_equal(jax.device_get(array), global_batch[key])
 
 
-def test_prefetch_ends_when_the_consumer_raises():
-    with pytest.raises(KeyError), make().prefetch(0, 10**9) as batches:
-        for step, _ in batches:
-            if step == 3:
-                raise KeyError(step)
-    assert not _prefetch_threads()
+# Size
 
 
-def test_prefetch_ends_when_forgotten():
-    batches = make().prefetch(0, 10**9)
-    next(batches)
-    del batches
-    gc.collect()
-    _assert_threads_end()
+def _work_of(length, step):
+    """The records of a step, and the most memory that finding them took, in bytes."""
+    tracemalloc.start()
+    loaded = make(length=length, batch_size=256, num_batches=2, cache_mib=0, seed=5)
+    found = loaded.indices(step)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return found, peak
 
 
-def test_prefetch_raises_the_workers_error():
-    loaded = make(length=20, batch_size=20, num_batches=1, cache_mib=0, broken=(13,))
-    batches = loaded.prefetch(0, 10)
-    with pytest.raises(ConfigError, match="record 13 is broken"):
-        next(batches)
-    assert not _prefetch_threads()
-    with pytest.raises(StopIteration):
-        next(batches)
+def test_memory_and_work_do_not_grow_with_records_and_steps(monkeypatch):
+    computed = []
+
+    class Counted(order.Order):
+        def __call__(self, positions):
+            computed.append(positions.size)
+            return super().__call__(positions)
+
+    monkeypatch.setattr(loader, "Order", Counted)
+    _work_of(5000, 0)  # What is made once in a process is not counted.
+    small, peak = _work_of(5000, 0)
+    large, peak_of_large = _work_of(1_281_167, 0)
+    late, peak_of_late = _work_of(1_281_167, 1_000_000)
+    assert max(peak_of_large, peak_of_late) < 1.5 * peak < 2**22
+    assert computed == [8192] * 4
+    assert small.max() < 5000 < min(large.max(), late.max())
+    assert not np.array_equal(large, late)
+    np.testing.assert_array_equal(
+        late.ravel(), order.Order(1_281_167, 5)(np.arange(512 * 10**6, 512 * (10**6 + 1)))
+    )
 
 
-def test_errors_come_after_the_good_batches():
-    loaded = make(length=20, batch_size=1, num_batches=1, cache_mib=0, broken=(13,))
-    bad = [int(loaded.indices(step)[0, 0]) for step in range(20)].index(13)
-    got = []
-    with pytest.raises(ConfigError):
-        for step, _ in loaded.prefetch(0, 20):
-            got.append(step)
-    assert got == list(range(bad))
+def test_a_step_of_a_huge_set_reads_its_images_alone():
+    loaded = make(length=1_281_167, batch_size=16, num_batches=2, cache_mib=0)
+    batch = loaded.batch(1_000_000)
+    chosen = loaded.indices(1_000_000)
+    np.testing.assert_array_equal(batch["image"][..., 0, 0, 0], chosen % 256)
+    assert sorted(loaded.source.decoded) == sorted(chosen.ravel())
 
 
-def test_depth_is_checked():
-    with pytest.raises(ValueError, match="depth=0"):
-        make().prefetch(0, 1, depth=0)
+# Crops
 
 
-def test_a_broken_record_stops_caching():
-    with pytest.raises(ConfigError, match="record 2 is broken"):
-        make(broken=(2,))
+@pytest.mark.parametrize("processes", [1, 2, 8])
+def test_crops_are_functions_of_seed_and_position(processes):
+    each = 8 // processes
+    found = {}
+    for p in range(processes):
+        columns = slice(p * each, (p + 1) * each)
+        loaded = make(length=20, batch_size=8, crop="random_zoom", columns=columns)
+        for step in (0, 1, 2):
+            positions = loaded._positions(step, step + 1).ravel().tolist()
+            found.update(zip(positions, map(tuple, loaded._crops(step).tolist()), strict=True))
+    assert sorted(found) == list(range(48))
+    expected = crops.random_zoom(0, 0, 48)
+    np.testing.assert_array_equal([found[i] for i in range(48)], expected)
+    loaded.batch(1)
+    wanted = {found[int(i)] for i in loaded._positions(1, 2).ravel()}
+    assert set(loaded.source.crops) == wanted

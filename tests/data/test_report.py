@@ -7,31 +7,12 @@ from biggan_jax import config as config_lib
 from biggan_jax.config import ConfigError
 from biggan_jax.data import loader, report
 from biggan_jax.data import source as source_lib
-from biggan_jax.data.preprocess import Recipe
 from biggan_jax.data.source import Source, evenly_spaced
+from tests.data.made import Made
 
 
-class Made(Source):
-    """Record i is an image of the value i with the label given."""
-
-    def __init__(self, labels, names="abcd", cheap=True, split="train"):
-        super().__init__("made", split, "memory", names, Recipe(16))
-        self._labels = np.asarray(labels, np.int32)
-        self._cheap = cheap
-        self.asked = 0
-
-    def __len__(self):
-        return len(self._labels)
-
-    def __getitem__(self, i):
-        return np.full((16, 16, 3), i % 256, np.uint8), int(self._labels[i])
-
-    def label(self, i):
-        self.asked += 1
-        return int(self._labels[i])
-
-    def labels(self):
-        return self._labels if self._cheap else None
+def made(labels, cheap=True, names="abcd", split="train"):
+    return Made(len(labels), 16, labels=labels, cheap=cheap, names=names, split=split)
 
 
 def make_config(num_classes=4):
@@ -48,7 +29,7 @@ def make_loader(source, cache_mib=1.0):
 
 
 def make_report(labels, num_classes=4, cache_mib=1.0, **kwargs):
-    source = Made(labels, **kwargs)
+    source = made(labels, **kwargs)
     return report.data_report(source, make_config(num_classes), make_loader(source, cache_mib))
 
 
@@ -73,17 +54,18 @@ def test_counts(cache_mib):
 
 def test_large_sources_are_sampled_evenly(monkeypatch):
     monkeypatch.setattr(source_lib, "LABEL_SAMPLE", 100)
+    monkeypatch.setattr(Source, "count_all_up_to", 9_999)
     labels = np.arange(10_000) % 4
-    source = Made(labels, cheap=False)
+    source = made(labels, cheap=False)
     r = report.data_report(source, make_config(), make_loader(source, cache_mib=0))
     assert r["images"] == 10_000
-    assert r["labels_counted"] == source.asked == 100
+    assert r["labels_counted"] == len(source.asked) == 100
     assert sum(r["images_per_class"]) == 100
     assert r["values_from_images"] == 1000
     assert r["value_max"] - r["value_min"] > 200
-    assert "100 labels" in report.text(r)
+    assert "(of 100 labels, evenly spaced)" in report.text(r)
     report.reals(source, make_config(), 1, 4)
-    assert source.asked == 100, "the sample was read twice"
+    assert len(source.asked) == 100, "the sample was read twice"
 
 
 def test_evenly_spaced():
@@ -103,6 +85,20 @@ def test_text():
     assert "0 to 10 of 0 to 255" in text
     assert "evenly spaced" not in text
     assert text.endswith("\n")
+
+
+def test_text_of_parts_and_crops():
+    config = config_lib.ml_collections.ConfigDict(make_config())
+    config.data.update(fraction=0.1, fraction_seed=3, crop="random_zoom")
+    source = made(LABELS)
+    r = report.data_report(source, config, make_loader(source))
+    assert (r["fraction"], r["fraction_seed"], r["crop"]) == (0.1, 3, "random_zoom")
+    assert r["missing_guarantees"] == []
+    text = report.text(r)
+    assert "fraction          0.1 of the records, drawn by data.fraction_seed=3" in text
+    assert "crop              random_zoom" in text
+    plain = report.text(make_report(LABELS))
+    assert not any(word in plain for word in ("fraction", "crop", "TFRecord"))
 
 
 def test_text_cuts_long_lists_of_missing_classes():
@@ -154,7 +150,7 @@ def test_all_labels_outside_are_refused():
 
 @pytest.mark.parametrize("given", ["source", "cached", "direct"])
 def test_reals(given):
-    source = Made(LABELS)
+    source = made(LABELS)
     argument = source if given == "source" else make_loader(source, 1 if given == "cached" else 0)
     sheet = report.reals(argument, make_config(), rows=3, classes=4)
     assert sheet.shape == (12, 16, 16, 3)
@@ -167,4 +163,4 @@ def test_reals(given):
 
 def test_reals_of_more_classes_than_there_are():
     with pytest.raises(ConfigError, match=r"sample\.classes=5.*4 classes"):
-        report.reals(Made(LABELS), make_config(), rows=1, classes=5)
+        report.reals(made(LABELS), make_config(), rows=1, classes=5)
