@@ -44,7 +44,6 @@ setuptools.setup(
         "flax>=0.12.0",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12.4",  # Before it, a manager without a preemption service crashed.
-        "grain>=0.2.12",
         "array-record>=0.8.1",
         "tensorflow-datasets>=4.9.9",
         f"tensorflow-cpu>=2.20.0; {HAS_TENSORFLOW_CPU}",
@@ -66,7 +65,7 @@ setuptools.setup(
         "app": ["gradio>=5.0.0"],
         "export": ["onnxruntime>=1.20.0"],
         "interop": ["torch==2.13.0", "pytorch-pretrained-biggan==0.1.1"],
-        "test": ["pytest>=8.3.0", "ruff>=0.12.0", "mypy>=1.15.0"],
+        "test": ["grain>=0.2.12", "pytest>=8.3.0", "ruff>=0.12.0", "mypy>=1.15.0"],
     },
     entry_points={"console_scripts": ["biggan = biggan_jax.cli:main"]},
     classifiers=[
