@@ -1,6 +1,5 @@
 """Random access to a TFDS split that is stored as ArrayRecord files, without TensorFlow."""
 
-import functools
 import os
 import threading
 from typing import Any
@@ -60,29 +59,25 @@ class ArrayRecordSource(Source):
             damaged, or see `Examples.fill`.
         """
         files, places = (found.tolist() for found in self._shards.locate(records))
+        read, decode = self._read, self._examples.fill
         for k, (i, crop) in enumerate(with_crops(records, crops)):
-            where = functools.partial(self._where, files[k], places[k], i)
-            record = self._read(files[k], places[k], where)
-            labels[k] = self._examples.fill(record, images[k], crop, where)
+            record = read(i, files[k], places[k])
+            labels[k] = decode(i, record, images[k], crop, self._where)
 
     def label(self, i: int) -> int:
         """Returns the label of record `i` without decoding the image."""
-        file, place = (int(found[0]) for found in self._shards.locate(np.array([i])))
-        where = functools.partial(self._where, file, place, i)
-        return self._examples.label(self._read(file, place, where), where)
+        file, place = self._place(i)
+        return self._examples.label(i, self._read(i, file, place), self._where)
 
-    def _read(self, file, place, where):
-        reader = self._readers[file]
+    def _read(self, i, file, place):
         # The reader raises whatever its C++ met (RuntimeError, IndexError, ...).
         try:
-            if reader is None:
-                reader = self._open(file)
-            return reader.read([place])[0]
+            return (self._readers[file] or self._open(file)).read([place])[0]
         except Exception as e:
             reason = " ".join(str(e).split()).rstrip(".") or type(e).__name__
             if not os.path.exists(self._shards.files[file]):
                 reason = "there is no such file (any more)"
-            raise ConfigError(f"{where()} cannot be read: {reason}.") from e
+            raise ConfigError(f"{self._where(i)} cannot be read: {reason}.") from e
 
     def _open(self, file):
         from array_record.python import array_record_module
@@ -93,7 +88,11 @@ class ArrayRecordSource(Source):
                 self._readers[file] = array_record_module.ArrayRecordReader(path, **_OPTIONS)
             return self._readers[file]
 
-    def _where(self, file, place, i):
+    def _place(self, i):
+        return (int(found[0]) for found in self._shards.locate(np.array([i])))
+
+    def _where(self, i):
+        file, place = self._place(i)
         known = f"record {i} of data.name={self.name!r}, split {self.split!r}"
         return f"{self._shards.name(file, place)} in {self.where} ({known})"
 

@@ -100,7 +100,7 @@ class TfrecordSource(Source):
         """Returns the labels of records, `[N]` int32."""
         labels = np.empty(len(records), np.int32)
         for k, raw in self.in_order(records):
-            labels[k] = self._examples.label(raw, functools.partial(self._where, int(records[k])))
+            labels[k] = self._examples.label(int(records[k]), raw, self._where)
         return labels
 
     def decode(
@@ -113,8 +113,7 @@ class TfrecordSource(Source):
     ) -> None:
         """Decodes undecoded records whose numbers are known; else as `Source.fill`."""
         for k, (i, crop) in enumerate(with_crops(records, crops)):
-            where = functools.partial(self._where, i)
-            labels[k] = self._examples.fill(raw[k], images[k], crop, where)
+            labels[k] = self._examples.fill(i, raw[k], images[k], crop, self._where)
 
     def damage(self, first: int, last: int, reason: str) -> ConfigError:
         """Returns an error that names the first record that cannot be read, by reading them again.
