@@ -68,17 +68,17 @@ def local_columns(mesh: Mesh, batch_size: int) -> slice:
     return slice(parts[0][0], parts[-1][1])
 
 
-def put_batch(batch: dict, mesh: Mesh, axis: int = 1) -> dict:
+def put_batch(batch, mesh: Mesh, axis: int = 1):
     """Puts host arrays on the mesh, cut along `axis`.
 
     Args:
-      batch: of arrays whose axis `axis` holds the columns that this process needs, see
+      batch: a tree of arrays whose axis `axis` holds the columns that this process needs, see
         `local_columns`; of a single process, all of them.
       mesh: the mesh; every process holds as many columns as any other.
       axis: the batch axis.
 
     Returns:
-      The same names, and global arrays.
+      The same tree, of global arrays.
     """
     sharding = batch_sharding(mesh, axis)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
