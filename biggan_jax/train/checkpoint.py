@@ -117,6 +117,8 @@ class Checkpoints:
             raise ValueError(f"cannot save step {step}: there is a checkpoint of step {latest}.")
         finite = {k: float(v) for k, v in (metrics or {}).items() if np.isfinite(v)}
         about = manifest.facts(step, state, meta, finite)
+        if self._is_main:
+            shutil.rmtree(self._partial(step), ignore_errors=True)
         try:
             self._orbax.save(os.path.join(self._partial(step), STATE), state)
         except Exception as e:
@@ -254,7 +256,7 @@ class Checkpoints:
             reason = os.strerror(int(code[1]))
         else:
             return error
-        if self._is_main:
+        if self._is_main:  # As far as can be; writes still under way may leave something.
             shutil.rmtree(self._partial(step), ignore_errors=True)
         latest = self.latest_step()
         before = f"that of step {latest} is whole" if latest is not None else "there is none yet"
