@@ -81,9 +81,16 @@ class Checkpoints:
             os.makedirs(self._directory, exist_ok=True)
             if self._is_main:
                 self._remove_remains()
-        self._orbax = ocp.StandardCheckpointer(
+        # What several devices hold alike, one of them gives. Orbax's default is that each gives a
+        # part: that compiles a program a shape, and the first save holds up the run for that.
+        arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+        registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+        self._args = ocp.args
+        self._restore_args = ocp.checkpoint_utils.construct_restore_args
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
             # Else a folder that cannot be made is noticed after five minutes of waiting for it.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False)
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
 
     def save(
@@ -120,7 +127,8 @@ class Checkpoints:
         if self._is_main:
             shutil.rmtree(self._partial(step), ignore_errors=True)
         try:
-            self._orbax.save(os.path.join(self._partial(step), STATE), state)
+            place = os.path.join(self._partial(step), STATE)
+            self._orbax.save(place, args=self._args.PyTreeSave(state))
         except Exception as e:
             raise self._not_written(step, e) from e
         self._thread = threading.Thread(target=self._finish, args=(step, about, self._keep))
@@ -136,6 +144,10 @@ class Checkpoints:
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+
+    def busy(self) -> bool:
+        """Returns whether a save is still going on."""
+        return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
         """Waits until the last save is on disk; raises what `check` does."""
@@ -305,7 +317,11 @@ class Checkpoints:
             if saved is None:
                 raise FileNotFoundError("its state is missing")
             _check_same_arrays(self._place(step), saved.tree, abstract_state)
-            return self._orbax.restore(place, jax.tree.map(_placed, abstract_state))
+            wanted = jax.tree.map(_placed, abstract_state)
+            return self._orbax.restore(
+                place,
+                args=self._args.PyTreeRestore(wanted, restore_args=self._restore_args(wanted)),
+            )
         except ConfigError:
             raise
         except (OSError, ValueError, KeyError) as e:
