@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from biggan_jax.config import ConfigError
 
-# What the disk itself may answer; other errors of the system are mistakes of a user or a program.
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+# What only a disk that is written to answers; other errors of the system keep their traceback.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class CannotWrite(RuntimeError):
@@ -18,7 +18,7 @@ class CannotWrite(RuntimeError):
 
 @contextlib.contextmanager
 def disk_errors_named(folder: str) -> Iterator[None]:
-    """Turns what a full or failing disk answers inside the block into one sentence.
+    """Turns what a full disk answers inside the block into one sentence.
 
     Raises:
       CannotWrite: naming `folder` and what the disk said.

@@ -280,8 +280,9 @@ class Checkpoints:
         return failure
 
     def _remove_old(self, keep):
-        metrics = {step: content["metrics"] for step, content in self.manifests().items()}
         steps = self.steps()
+        manifests = self.manifests() if keep.best else {}
+        metrics = {step: content["metrics"] for step, content in manifests.items()}
         for step in set(steps) - keep.choose(steps, metrics):
             # Renamed first, so that half of one is not taken for a damaged one.
             os.rename(self._place(step), self._partial(step))
