@@ -8,6 +8,7 @@ A checkpoint is a folder named after its step: `state/`, which Orbax writes, and
    name never counts, even where Orbax was done, as no hash vouches for it yet. That costs the
    steps since the checkpoint before, and no more: older checkpoints go after state 2 only.
 2. `<step>/`: whole, by one rename. It counts, and it always has a manifest.
+3. `<step>.old/`: half-removed, as it was not among those to keep. It does not count.
 
 A restore reads every byte against the manifest first. A damaged checkpoint is named and skipped
 for the newest good one; once that is read, the damaged one becomes `damaged-<step>/`, which neither
@@ -42,8 +43,8 @@ from biggan_jax.train.manifest import Damaged
 STATE = "state"
 ASIDE = "damaged-"
 NO_MANIFEST = "carries no manifest, so it cannot be verified"
-# Of saves and removals that were not finished; the second form is that of earlier versions.
-REMAINS = re.compile(r"(\d+)\.(tmp|orbax-checkpoint-tmp.*)")
+# Of removals and saves that were not finished; the last form is that of earlier versions.
+REMAINS = re.compile(r"(\d+)\.(old|tmp|orbax-checkpoint-tmp.*)")
 # TensorStore tells of the disk's answers in the text of a ValueError.
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 
@@ -130,7 +131,10 @@ class Checkpoints:
             place = os.path.join(self._partial(step), STATE)
             self._orbax.save(place, args=self._args.PyTreeSave(state))
         except Exception as e:
-            raise self._not_written(step, e) from e
+            failure = self._not_written(step, e)
+            if failure is e:
+                raise
+            raise failure from e
         self._thread = threading.Thread(target=self._finish, args=(step, about, self._keep))
         self._thread.start()
 
@@ -285,15 +289,17 @@ class Checkpoints:
         metrics = {step: content["metrics"] for step, content in manifests.items()}
         for step in set(steps) - keep.choose(steps, metrics):
             # Renamed first, so that half of one is not taken for a damaged one.
-            os.rename(self._place(step), self._partial(step))
-            shutil.rmtree(self._partial(step))
+            old = self._place(step) + ".old"
+            os.rename(self._place(step), old)
+            shutil.rmtree(old)
 
     def _remove_remains(self):
         for name in sorted(os.listdir(self._directory)):
             match = REMAINS.fullmatch(name)
             if match:
                 shutil.rmtree(os.path.join(self._directory, name))
-                self._say(f"removed {name}: the save of step {match[1]} had not been finished")
+                work = "removal" if match[2] == "old" else "save"
+                self._say(f"removed {name}: the {work} of step {match[1]} had not been finished")
 
     def _verified(self, step):
         """Returns the manifest of a checkpoint whose files are those written; None: it has none."""

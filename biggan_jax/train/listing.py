@@ -20,7 +20,7 @@ def checkpoints(run: str, verify: bool = False) -> list[dict[str, Any]]:
       topology, metrics (None where no manifest says) and reason. State is "good" (every byte is
       what was written; only with `verify`), "unverified" (nothing speaks against it, or it has no
       manifest, which is the reason then), "damaged" (the reason says why), "set aside" (found
-      damaged before) or "half-written" (being written, or interrupted).
+      damaged before), "half-written" or "half-removed" (by a run going on, or one interrupted).
 
     Raises:
       ConfigError: if the folder is no run.
@@ -35,8 +35,9 @@ def checkpoints(run: str, verify: bool = False) -> list[dict[str, Any]]:
     for name in sorted(names):
         if name.startswith(checkpoint.ASIDE):
             rows.append({"name": name, "state": "set aside"})
-        elif checkpoint.REMAINS.fullmatch(name):
-            rows.append({"name": name, "state": "half-written"})
+        elif match := checkpoint.REMAINS.fullmatch(name):
+            state = "half-removed" if match[2] == "old" else "half-written"
+            rows.append({"name": name, "state": state})
     return rows
 
 

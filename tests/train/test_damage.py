@@ -16,8 +16,9 @@ import pytest
 import tensorstore as ts
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from biggan_jax import config
 from biggan_jax.config import ConfigError
-from biggan_jax.train import manifest
+from biggan_jax.train import listing, manifest
 from biggan_jax.train.checkpoint import Checkpoints
 from biggan_jax.train.digest import digest
 
@@ -265,6 +266,29 @@ def test_killed_between_orbax_and_the_manifest_is_half_written(saved, tmp_path):
         checkpoints.save(6, make_state(6), {})
         checkpoints.wait()
         assert checkpoints.steps() == [4, 6]
+
+
+def test_what_was_left_half_done_is_listed_removed_and_named(saved, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(saved, folder)
+    os.rename(folder / "2", folder / "2.old")
+    os.rename(folder / "4", folder / "4.tmp")
+    shutil.copytree(saved / "4", folder / "6.orbax-checkpoint-tmp-123")
+    (tmp_path / "config.json").write_text(config.to_json(config.resolve(config.default(), 1)))
+    assert listing.checkpoints(str(tmp_path)) == [
+        {"name": "2.old", "state": "half-removed"},
+        {"name": "4.tmp", "state": "half-written"},
+        {"name": "6.orbax-checkpoint-tmp-123", "state": "half-written"},
+    ]
+    said = []
+    with Checkpoints(folder, keep=1, say=said.append) as checkpoints:
+        assert checkpoints.latest_step() is None
+    assert os.listdir(folder) == []
+    assert said == [
+        "removed 2.old: the removal of step 2 had not been finished",
+        "removed 4.tmp: the save of step 4 had not been finished",
+        "removed 6.orbax-checkpoint-tmp-123: the save of step 6 had not been finished",
+    ]
 
 
 def test_a_manifest_says_what_it_should(saved):
