@@ -1,6 +1,8 @@
 """`biggan VERB ...`: one thin function a verb.
 
-Exit codes: 0 done, 2 bad usage or input, 3 stopped because training diverged.
+Exit codes: 0 done; 1 stopped because the disk did not take what had to be written (free space and
+give the same command again); 2 bad usage or input, or a check that found damage; 3 stopped because
+training diverged.
 """
 
 import argparse
@@ -11,6 +13,7 @@ from collections.abc import Sequence
 
 from biggan_jax import __version__
 from biggan_jax.config import ConfigError
+from biggan_jax.files import CannotWrite
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as e:
         print(f"biggan {args.verb}: {e}", file=sys.stderr)
         return 2
+    except CannotWrite as e:
+        print(f"biggan {args.verb}: stopped: {e}", file=sys.stderr)
+        return 1
 
 
 def _parser():
@@ -99,7 +105,9 @@ def _parser():
     sub = verb("inspect", _inspect, "Say what is in a run folder or a bundle.")
     sub.add_argument("folder", metavar="PATH", help="a run folder or a bundle")
     sub.add_argument("--digest", action="store_true", help="SHA-256 over the whole state")
-    sub.add_argument("--step", type=int, help="which checkpoint; default: the latest")
+    sub.add_argument("--step", type=int, help="which checkpoint; default: the latest good one")
+    sub.add_argument("--checkpoints", action="store_true", help="list them, with their manifests")
+    sub.add_argument("--verify", action="store_true", help="with --checkpoints: read every byte")
     sub.add_argument("--json", action="store_true", help="for programs")
     return parser
 
@@ -208,16 +216,23 @@ def _export(args):
 
 def _inspect(args):
     from biggan_jax.interop import bundle
-    from biggan_jax.train import overview
+    from biggan_jax.train import listing, overview
 
+    if args.verify and not args.checkpoints:
+        raise ConfigError("--verify: goes with --checkpoints.")
+    if args.checkpoints:
+        rows = listing.checkpoints(args.folder, args.verify)
+        print(json.dumps(rows) if args.json else listing.text(rows))
+        return 2 if any(row["state"] == "damaged" for row in rows) else 0
     if bundle.is_bundle(args.folder):
         if args.step is not None:
             raise ConfigError(f"--step={args.step}: a bundle has no checkpoints.")
         facts = overview.inspect_bundle(args.folder, digest=args.digest)
         print(json.dumps(facts) if args.json else overview.bundle_text(facts))
-        return
+        return 0
     facts = overview.inspect(args.folder, digest=args.digest, step=args.step)
     print(json.dumps(facts) if args.json else overview.text(facts))
+    return 0
 
 
 if __name__ == "__main__":

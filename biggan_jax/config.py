@@ -8,6 +8,7 @@ what is left open (`None`) into numbers, once: what comes out is frozen and is w
 import ast
 import contextlib
 import difflib
+import hashlib
 import importlib.util
 import inspect
 import json
@@ -57,6 +58,8 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     "seed",
+    "keep_every",
+    "keep_best",
     "data.cache_mib",
     "data.fraction_seed",
     "optim.g_ortho",
@@ -64,6 +67,8 @@ _NOT_NEGATIVE = (
     "optim.warmup",
     "ema.start",
 )
+# What config.json files of before these keys lack; the defaults do what was done then.
+_ADDED = ("keep_every", "keep_best", "best_metric", "best_is")
 _BELOW_ONE = ("model.bn_momentum", "optim.beta1", "optim.beta2", "ema.decay")
 
 
@@ -87,7 +92,11 @@ def default() -> ml_collections.ConfigDict:
     c.device_count = config_dict.placeholder(int)  # None: all there are. On CPU: simulated.
     c.log_every = 100
     c.checkpoint_every = 1000
-    c.keep_checkpoints = 5
+    c.keep_checkpoints = 5  # The latest ones. Besides, and together:
+    c.keep_every = 0  # Those whose step is a multiple of this; 0: none.
+    c.keep_best = 0  # How many with the best value of best_metric; 0: none.
+    c.best_metric = ""  # A name in metrics.jsonl, as reported at the checkpoint's step.
+    c.best_is = "lowest"  # Or "highest".
     c.sample_every = 1000
     c.init_from = ""  # A bundle or run folder to start from; "" for random weights.
 
@@ -282,6 +291,11 @@ def to_json(config: Mapping[str, Any]) -> str:
     return json.dumps(nested(config), indent=2) + "\n"
 
 
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of a config's JSON, in hexadecimal."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()
+
+
 def from_json(text: str) -> ml_collections.FrozenConfigDict:
     """Reads what `to_json` wrote: a resolved config.
 
@@ -295,7 +309,7 @@ def from_json(text: str) -> ml_collections.FrozenConfigDict:
     if not isinstance(saved, dict):
         raise ConfigError("config.json holds no object of keys and values.")
     config, flat = default(), flatten(saved)
-    missing = [key for key in flatten(config) if key not in flat]
+    missing = [key for key in flatten(config) if key not in flat and key not in _ADDED]
     if missing:
         raise ConfigError(f"config.json has no {missing[0]!r}: another version wrote it.")
     for key, value in flat.items():
@@ -330,6 +344,8 @@ def resolve(
         raise ConfigError(f"device_count={config.device_count}: must be at least 1.")
     _check_numbers(config)
     _check_choices(config)
+    if config.keep_best and not config.best_metric:
+        raise ConfigError(f"keep_best={config.keep_best}: needs best_metric, the name of one.")
     _check_model(config)
     _check_batch(config)
     if config.sample.classes > config.model.num_classes:
@@ -417,6 +433,7 @@ def _check_choices(config):
         "data.resize": RESIZES,
         "data.decode": DECODES,
         "data.crop": CROPS,
+        "best_is": ("lowest", "highest"),
     }.items():
         if flat[key] not in allowed:
             raise ConfigError(

@@ -1,11 +1,37 @@
 """Files that are written whole or not at all, and places checked before work is spent on them."""
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 
 from biggan_jax.config import ConfigError
+
+# What only a disk that is written to answers; other errors of the system keep their traceback.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+class CannotWrite(RuntimeError):
+    """The disk does not take what has to be written; the message is one sentence for the user."""
+
+
+@contextlib.contextmanager
+def disk_errors_named(folder: str) -> Iterator[None]:
+    """Turns what a full disk answers inside the block into one sentence.
+
+    Raises:
+      CannotWrite: naming `folder` and what the disk said.
+    """
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in _DISK_ERRORS:
+            raise
+        raise CannotWrite(
+            f"{folder}: cannot be written to: {e.strerror}; the checkpoints in it are kept, so"
+            " free space and start again."
+        ) from e
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -19,6 +45,16 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def make_durable(folder: str) -> None:
+    """Asks the disk to remember the names in a folder through a power cut, where it can."""
+    with contextlib.suppress(OSError):  # Not all kinds of disk do this for folders.
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def check_folder(path: str, option: str) -> None:

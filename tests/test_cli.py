@@ -41,6 +41,8 @@ def test_dry_run_prints_config_and_counts(capsys, tmp_path):
         (("sample", "configs"), "'configs' is not a run folder"),
         (("sample", "configs", "--config.batch_size=1"), "unknown argument"),
         (("inspect", "nowhere"), "'nowhere' is not a run folder"),
+        (("inspect", "nowhere", "--checkpoints"), "'nowhere' is not a run folder"),
+        (("inspect", "nowhere", "--verify"), "--verify: goes with --checkpoints."),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(capsys, argv, message):

@@ -96,6 +96,9 @@ def test_bad_overrides_are_named(key, text, message):
             {"optim__freeze_d_blocks": 11, "model__arch": "biggan_deep"},
             "optim.freeze_d_blocks=11: this D has 10 blocks.",
         ),
+        ({"keep_every": -1}, "keep_every=-1: must be a number of at least 0"),
+        ({"keep_best": 2}, "keep_best=2: needs best_metric, the name of one."),
+        ({"best_is": "low"}, "best_is='low': must be one of lowest, highest; did you mean"),
         ({"seed": 2**31}, "seed=2147483648: must be below 2**31"),
         ({"data__fraction_seed": 2**31}, "data.fraction_seed=2147483648: must be below 2**31"),
         ({"data__fraction_seed": -1}, "data.fraction_seed=-1: must be a number of at least 0"),
@@ -119,6 +122,13 @@ def test_resolving_leaves_nothing_open_and_can_be_read_back():
     assert json.loads(text)["model"]["g_attention"] == [64]
     with pytest.raises(AttributeError):
         c.batch_size = 1
+
+
+def test_the_config_of_a_run_of_before_some_keys_is_read():
+    text = config_lib.to_json(resolved())
+    added = ("keep_every", "keep_best", "best_metric", "best_is")
+    older = json.dumps({k: v for k, v in json.loads(text).items() if k not in added})
+    assert config_lib.to_json(config_lib.from_json(older)) == text
 
 
 def test_every_config_file_resolves_as_does_its_small_version():

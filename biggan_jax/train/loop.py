@@ -24,7 +24,8 @@ from biggan_jax.gan import step as step_lib
 from biggan_jax.gan.state import GanState
 from biggan_jax.parallel import mesh as mesh_lib
 from biggan_jax.sample import sampler, sheets
-from biggan_jax.train import checkpoint, report, runs, warm_start
+from biggan_jax.train import checkpoint, probe, report, runs, warm_start
+from biggan_jax.train.keep import Keep
 
 # Keys that may change from one start of a run to the next: they move no weight.
 FREE_KEYS = (
@@ -33,6 +34,10 @@ FREE_KEYS = (
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "keep_every",
+    "keep_best",
+    "best_metric",
+    "best_is",
     "sample_every",
     "data.dir",
     "data.cache_mib",
@@ -56,6 +61,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> GanState:
     Raises:
       ConfigError: if config, data or run folder cannot be used; nothing has been written then.
       Diverged: if a loss is not finite; the checkpoints of before are kept.
+      CannotWrite: if the disk is full, say; the checkpoints of before are kept.
     """
     host_tensorflow.silence()
     files.check_folder(workdir, "--workdir")
@@ -76,8 +82,10 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> GanState:
     if resolved.init_from and not _has_checkpoint(workdir):
         first_state, lines = warm_start.start_state(resolved, mesh, source.class_names)
         print("\n".join(lines), flush=True)
-    run.write_start(facts, data_report.reals(batches, resolved, run.rows, run.classes))
-    return run.train(batches, first_state)
+    probe.check_shared(workdir)
+    with files.disk_errors_named(workdir):
+        run.write_start(facts, data_report.reals(batches, resolved, run.rows, run.classes))
+        return run.train(batches, first_state)
 
 
 class _Run:
@@ -105,23 +113,23 @@ class _Run:
         c = self.config
         folder = os.path.join(self.workdir, runs.CHECKPOINTS)
         with (
-            checkpoint.Checkpoints(folder, keep=c.keep_checkpoints) as saved,
+            checkpoint.Checkpoints(folder, _what_to_keep(c), say=_say) as saved,
             report.Reporter(
                 self.workdir, c.num_steps, self.images_per_step, jax.process_index() == 0
             ) as reporter,
         ):
-            first = saved.latest_step()
-            if (first or 0) > c.num_steps:
-                raise config_lib.ConfigError(
-                    f"num_steps={c.num_steps}: {self.workdir!r} is at step {first} already."
-                )
-            if first is None:
+            if saved.latest_step() is None:
                 first = 0
                 state = first_state or step_lib.init_state(c, self.mesh)
                 self._sample(state, 0, reporter)
             else:
                 state, _ = saved.restore(step_lib.abstract_state(c, self.mesh))
-                print(f"going on from the checkpoint of step {first:,}", flush=True)
+                first = int(state.step)
+                if first > c.num_steps:
+                    raise config_lib.ConfigError(
+                        f"num_steps={c.num_steps}: {self.workdir!r} is at step {first} already."
+                    )
+                _say(f"going on from the checkpoint of step {first:,}")
             reporter.start(first)
             reporter.status("train", last_checkpoint=first or None)
             state = self._steps(state, first, batches, saved, reporter)
@@ -145,6 +153,9 @@ class _Run:
                 if pending is not None:
                     _report(reporter, *pending)
                     pending = None
+                saved.check()
+                if done == first + 1:
+                    _check_best_metric(c, metrics)
                 last = done == c.num_steps
                 if done % c.log_every == 0 or done == first + 1 or last:
                     pending = done, metrics
@@ -155,7 +166,7 @@ class _Run:
                 if save or sample:
                     _check_finite(done, metrics)
                 if save:
-                    saved.save(done, state, {"step": done, "images": done * self.images_per_step})
+                    saved.save(done, state, self._meta(done), metrics)
                     reporter.status("train", step=done, last_checkpoint=saved.latest_step())
                 if sample:
                     self._sample(state, done, reporter)
@@ -163,6 +174,17 @@ class _Run:
 
     def _put(self, batch):
         return mesh_lib.put_batch(batch, self.mesh)
+
+    def _meta(self, step):
+        """What a checkpoint's manifest says of the run."""
+        images = step * self.images_per_step
+        return {
+            "step": step,
+            "images": images,
+            "kimg": images / 1000,
+            "config_sha256": config_lib.fingerprint(self.config),
+            "config": json.loads(config_lib.to_json(self.config)),
+        }
 
     def _sample(self, state, step, reporter):
         """A sheet from latents and labels that stay the same through the run."""
@@ -227,13 +249,43 @@ def _check_same_run(config, workdir):
     """A run folder is one run: what moves weights must be what it was."""
     if not os.path.exists(os.path.join(workdir, runs.CONFIG)):
         return
-    before = config_lib.flatten(runs.read_config(workdir))
-    for key, value in config_lib.flatten(config).items():
-        if before[key] != value and key not in FREE_KEYS and not key.startswith("sample."):
-            raise config_lib.ConfigError(
-                f"--workdir: {workdir!r} holds a run with {key}={before[key]!r}, and now it is"
-                f" {value!r}; use another folder, or the value of before."
-            )
+    changed = runs.changes(runs.read_config(workdir), config)
+    free = _check_free(changed, f"--workdir: {workdir!r} holds a run")
+    # And the file itself, which anybody may have edited, with what the checkpoints say.
+    with checkpoint.Checkpoints(os.path.join(workdir, runs.CHECKPOINTS), keep=None) as saved:
+        for step, content in saved.manifests().items():
+            what = f"--workdir: the checkpoint of step {step:,} in {workdir!r} was made"
+            _check_free(runs.changes_since(content["meta"], config), what)
+    if free:
+        _say(f"changed since the last start, which moves no weight: {runs.changes_text(free)}")
+
+
+def _check_free(changed, what):
+    """Returns the changes, all of free keys; names all others, which move weights, in an error."""
+    free = {k: v for k, v in changed.items() if k in FREE_KEYS or k.startswith("sample.")}
+    moving = {k: v for k, v in changed.items() if k not in free}
+    if moving:
+        besides = f"; changed too, but free: {runs.changes_text(free)}" if free else ""
+        raise config_lib.ConfigError(
+            f"{what} with {runs.changes_text(moving)}; that moves weights, so use another folder"
+            f" or the values of before{besides}."
+        )
+    return free
+
+
+def _what_to_keep(c):
+    return Keep(c.keep_checkpoints, c.keep_every, c.keep_best, c.best_metric, c.best_is == "lowest")
+
+
+def _check_best_metric(c, metrics):
+    if c.keep_best and c.best_metric not in metrics:
+        raise config_lib.ConfigError(
+            f"best_metric={c.best_metric!r}: must be one of {', '.join(sorted(metrics))}."
+        )
+
+
+def _say(line):
+    print(line, flush=True)
 
 
 def _check_same_classes(source, workdir):

@@ -56,9 +56,9 @@ def inspect(run: str, digest: bool = False, step: int | None = None) -> dict[str
       step: which checkpoint; None for the latest.
 
     Returns:
-      name, step (of the latest checkpoint, or the one asked for; None if there is none),
-      checkpoints, num_steps, parameters, status, last_metrics, sheets and, where asked for,
-      digest.
+      name, step (of the latest checkpoint, the one asked for, or the one that was hashed; None if
+      there is none), checkpoints, num_steps, parameters, status, last_metrics, sheets and, where
+      asked for, digest.
 
     Raises:
       ConfigError: if the folder is no run or has no such checkpoint.
@@ -93,7 +93,7 @@ def inspect(run: str, digest: bool = False, step: int | None = None) -> dict[str
     }
     if digest:
         _, _, restored = runs.load_state(run, step)
-        facts["digest"] = digest_lib.digest(restored)
+        facts |= {"step": int(restored.step), "digest": digest_lib.digest(restored)}
     return facts
 
 

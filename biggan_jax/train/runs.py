@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import ml_collections
 
@@ -29,19 +31,48 @@ def read_config(run: str) -> ml_collections.FrozenConfigDict:
 
 
 def load_state(run: str, step: int | None = None):
-    """Reads a run's latest checkpoint, or that of `step`, onto one device.
+    """Reads a run's latest good checkpoint, or that of `step`, onto one device.
+
+    Damaged ones that are skipped are named on stderr.
 
     Returns:
       The resolved config, the mesh of one device and the state.
 
     Raises:
-      ConfigError: if the folder is no run or holds no such checkpoint.
+      ConfigError: if the folder is no run, holds no such checkpoint or only damaged ones, or its
+        config describes another model than the checkpoint's.
     """
     config = read_config(run)
     mesh = mesh_lib.make_mesh(1)
     with checkpoint.Checkpoints(os.path.join(run, CHECKPOINTS), keep=None) as saved:
+        for number, content in saved.manifests().items():
+            changed = changes_since(content["meta"], config)
+            changed = {k: v for k, v in changed.items() if k.startswith("model.")}
+            if changed:
+                raise config_lib.ConfigError(
+                    f"{os.path.join(run, CONFIG)!r} was changed after the checkpoint of step"
+                    f" {number} had been made with {changes_text(changed)}."
+                )
         state, _ = saved.restore(step_lib.abstract_state(config, mesh), step)
     return config, mesh, state
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns `{dotted key: (value before, value now)}` of all keys in which two configs differ."""
+    old, new = config_lib.flatten(before), config_lib.flatten(now)
+    return {key: (old[key], value) for key, value in new.items() if old[key] != value}
+
+
+def changes_since(meta: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns `changes` from the config in a checkpoint's `meta`; none if it holds no config."""
+    if meta.get("config_sha256") in (None, config_lib.fingerprint(now)):
+        return {}
+    return changes(config_lib.from_json(json.dumps(meta["config"])), now)
+
+
+def changes_text(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """Returns changes as text: `optim.g_lr=0.1, and now it is 0.2; ...`."""
+    return "; ".join(f"{k}={old!r}, and now it is {new!r}" for k, (old, new) in changed.items())
 
 
 def class_names(run: str) -> tuple[str, ...]:

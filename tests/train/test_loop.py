@@ -56,12 +56,14 @@ def test_a_run_folder_holds_what_it_promises(tiny, tmp_path, capsys):
     assert [line["step"] for line in lines(workdir)] == [1, 2, 3, 4]
 
 
-def test_stopping_and_going_on_ends_where_one_run_ends(tiny, tmp_path):
+def test_stopping_and_going_on_ends_where_one_run_ends(tiny, tmp_path, capsys):
     whole = loop.train(tiny, str(tmp_path / "whole"))
     first = config_lib.ml_collections.ConfigDict(tiny)
     first.num_steps = 2
     loop.train(first, str(tmp_path / "parts"))
     parts = loop.train(tiny, str(tmp_path / "parts"))
+    said = "changed since the last start, which moves no weight: num_steps=2, and now it is 4\n"
+    assert said in capsys.readouterr().out
     assert digest.digest(parts) == digest.digest(whole)
     assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
 
@@ -132,8 +134,37 @@ def test_another_model_in_the_same_folder_is_refused(tiny, tmp_path):
     tiny.num_steps = 1
     loop.train(tiny, workdir)
     tiny.model.g_ch = 16
-    with pytest.raises(config_lib.ConfigError, match=r"model\.g_ch=8, and now it is 16"):
+    tiny.optim.g_lr = 0.5
+    tiny.num_steps = 2
+    with pytest.raises(config_lib.ConfigError) as e:
         loop.train(tiny, workdir)
+    assert str(e.value) == (
+        f"--workdir: {workdir!r} holds a run with model.g_ch=8, and now it is 16;"
+        " optim.g_lr=0.0012, and now it is 0.5; that moves weights, so use another folder or the"
+        " values of before; changed too, but free: num_steps=1, and now it is 2."
+    )
+    # Nor does it help to edit what the folder says of itself: the checkpoints know better.
+    path = tmp_path / "run" / "config.json"
+    saved = path.read_text()
+    path.write_text(saved.replace('"g_lr": 0.0012', '"g_lr": 0.5'))
+    tiny.model.g_ch, tiny.num_steps = 8, 1
+    with pytest.raises(config_lib.ConfigError, match=r"of step 1 in .* was made with optim\.g_lr="):
+        loop.train(tiny, workdir)
+    path.write_text(saved.replace('"sigma_rule": "fresh"', '"sigma_rule": "stored"'))
+    with pytest.raises(config_lib.ConfigError) as e:
+        runs.load_state(workdir)
+    assert str(e.value) == (
+        f"{str(path)!r} was changed after the checkpoint of step 1 had been made with"
+        " model.sigma_rule='fresh', and now it is 'stored'."
+    )
+
+
+def test_a_metric_that_there_is_not_cannot_be_the_best(tiny, tmp_path):
+    tiny.update(num_steps=1, keep_best=1, best_metric="fidd")
+    with pytest.raises(
+        config_lib.ConfigError, match=r"^best_metric='fidd': must be one of d_fake,"
+    ):
+        loop.train(tiny, str(tmp_path / "run"))
 
 
 def test_fewer_steps_than_there_are_or_other_classes_are_refused(tiny, tmp_path):
