@@ -25,6 +25,7 @@ _DTYPES = ("float32", "bfloat16")
 _INITS = ("orthogonal", "n02", "xavier")
 RESIZES = ("area", "bilinear", "pil_bilinear", "lanczos")
 DECODES = ("exact", "scaled")
+POLICIES = ("rollback", "stop", "ignore")
 CROPS = ("center", "random_zoom")
 ARCHITECTURES = ("biggan", "biggan_deep")
 ORDERS = ("embedding_first", "z_first")
@@ -38,6 +39,8 @@ _AT_LEAST_ONE = (
     "checkpoint_every",
     "keep_checkpoints",
     "sample_every",
+    "heartbeat_seconds",
+    "watch_every",
     "model.num_classes",
     "model.g_ch",
     "model.d_ch",
@@ -49,6 +52,10 @@ _AT_LEAST_ONE = (
     "sample.standing_passes",
 )
 _POSITIVE = (
+    "grace_seconds",
+    "hang_dump_seconds",
+    "hang_exit_seconds",
+    "watch.g_lr_factor",
     "model.bn_eps",
     "model.out_bn_eps",
     "model.sn_eps",
@@ -60,6 +67,8 @@ _NOT_NEGATIVE = (
     "seed",
     "keep_every",
     "keep_best",
+    "watch.max_rollbacks",
+    "watch.margin",
     "data.cache_mib",
     "data.fraction_seed",
     "optim.g_ortho",
@@ -68,7 +77,12 @@ _NOT_NEGATIVE = (
     "ema.start",
 )
 # What config.json files of before these keys lack; the defaults do what was done then.
-_ADDED = ("keep_every", "keep_best", "best_metric", "best_is")
+_ADDED = (
+    *("keep_every", "keep_best", "best_metric", "best_is", "compilation_cache"),
+    *("grace_seconds", "heartbeat_seconds", "hang_dump_seconds", "hang_exit_seconds"),
+    "watch_every",
+    "watch.",
+)
 _BELOW_ONE = ("model.bn_momentum", "optim.beta1", "optim.beta2", "ema.decay")
 
 
@@ -99,6 +113,21 @@ def default() -> ml_collections.ConfigDict:
     c.best_is = "lowest"  # Or "highest".
     c.sample_every = 1000
     c.init_from = ""  # A bundle or run folder to start from; "" for random weights.
+    c.compilation_cache = "auto"  # A folder; "auto": beside the run folder; "off": none.
+
+    # What a run does when its machine is taken away or stands still.
+    c.grace_seconds = 25.0  # From SIGTERM or SIGINT to the end.
+    c.heartbeat_seconds = 60  # After which a process that is not heard of counts as dead.
+    c.hang_dump_seconds = 300.0  # Without a finished step; then all stacks are printed.
+    c.hang_exit_seconds = 900.0  # Without a finished step; then the process ends.
+
+    # What a run does when it diverges or collapses; docs/watchdog.md.
+    c.watch_every = 100  # Steps between two looks at singular values and diversity.
+    c.watch = ml_collections.ConfigDict()
+    c.watch.policy = "rollback"  # Or "stop", or "ignore".
+    c.watch.max_rollbacks = 3  # Then the run stops.
+    c.watch.margin = 1000  # Steps that lie between a healthy checkpoint and an alarm of collapse.
+    c.watch.g_lr_factor = 1.0  # G's learning rate is multiplied by this at each rollback.
 
     c.data = ml_collections.ConfigDict()
     c.data.name = "imagenet2012"  # A TFDS name, "digits" (embedded), "folder" or "fake".
@@ -309,7 +338,7 @@ def from_json(text: str) -> ml_collections.FrozenConfigDict:
     if not isinstance(saved, dict):
         raise ConfigError("config.json holds no object of keys and values.")
     config, flat = default(), flatten(saved)
-    missing = [key for key in flatten(config) if key not in flat and key not in _ADDED]
+    missing = [key for key in flatten(config) if key not in flat and not key.startswith(_ADDED)]
     if missing:
         raise ConfigError(f"config.json has no {missing[0]!r}: another version wrote it.")
     for key, value in flat.items():
@@ -434,6 +463,7 @@ def _check_choices(config):
         "data.decode": DECODES,
         "data.crop": CROPS,
         "best_is": ("lowest", "highest"),
+        "watch.policy": POLICIES,
     }.items():
         if flat[key] not in allowed:
             raise ConfigError(

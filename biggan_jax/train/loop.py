@@ -39,6 +39,12 @@ FREE_KEYS = (
     "best_metric",
     "best_is",
     "sample_every",
+    "compilation_cache",
+    "grace_seconds",
+    "heartbeat_seconds",
+    "hang_dump_seconds",
+    "hang_exit_seconds",
+    "watch_every",
     "data.dir",
     "data.cache_mib",
 )
@@ -262,7 +268,9 @@ def _check_same_run(config, workdir):
 
 def _check_free(changed, what):
     """Returns the changes, all of free keys; names all others, which move weights, in an error."""
-    free = {k: v for k, v in changed.items() if k in FREE_KEYS or k.startswith("sample.")}
+    free = {
+        k: v for k, v in changed.items() if k in FREE_KEYS or k.startswith(("sample.", "watch."))
+    }
     moving = {k: v for k, v in changed.items() if k not in free}
     if moving:
         besides = f"; changed too, but free: {runs.changes_text(free)}" if free else ""

@@ -1,8 +1,8 @@
 """SIGTERM and SIGINT: the machine is being taken away, or someone wants it back.
 
-The first signal asks: the loop saves and leaves with code 75. It has so many seconds of grace; then,
-or at a second signal, the process leaves as it stands, and the last checkpoint counts. While there
-is nothing to save (start-up, compilation), it leaves at once.
+The first signal asks: the loop saves and leaves with code 75. It has so many seconds of grace;
+then, or at a second signal, the process leaves as it stands, and the last checkpoint counts. While
+there is nothing to save (start-up, compilation), it leaves at once.
 
 Python runs signal handlers between two of its own instructions, and a compilation is one of them
 for minutes. So a thread listens where the interpreter notes signals at once.
