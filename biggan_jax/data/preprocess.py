@@ -72,7 +72,8 @@ def to_square(image: Any, recipe: Recipe, crop: Crop = CENTRED) -> np.ndarray:
     from PIL import Image, ImageOps
 
     picture = image if isinstance(image, Image.Image) else _from_array(np.asarray(image))
-    picture = ImageOps.exif_transpose(picture)
+    if picture.getexif().get(_ORIENTATION, 1) != 1:  # Else this copies for nothing.
+        picture = ImageOps.exif_transpose(picture)
     width, height = picture.size
     short, long = sorted(picture.size)
     if short == 0 or long > _LONGEST * short:
@@ -240,7 +241,7 @@ def _to_rgb(picture):
         # Colours under transparent pixels are undefined: white stands for paper.
         paper = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(paper, picture.convert("RGBA"))
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")  # It always copies.
 
 
 def _to_8_bits(values):

@@ -1,6 +1,6 @@
 """Images from a generator, with BN statistics made for the truncation asked for."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -29,9 +29,20 @@ class Sampler:
     the per-batch means and biased variances are averaged.
     """
 
-    def __init__(self, config: Mapping[str, Any], mesh: Mesh):
-        """Compiles nothing yet; the config is resolved."""
-        self.config, self.mesh = config, mesh
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        mesh: Mesh,
+        passed: Callable[[], None] = lambda: None,
+    ):
+        """Compiles nothing yet.
+
+        Args:
+          config: resolved.
+          mesh: where it runs.
+          passed: called after each batch, in all processes alike; what it raises ends the work.
+        """
+        self.config, self.mesh, self._passed = config, mesh, passed
         self.batch_size = config["sample"]["standing_batch"]
         platform = mesh.devices.flat[0].platform
         self._generator, _ = networks.build(config, platform)
@@ -50,6 +61,7 @@ class Sampler:
         for i in range(passes):
             moments = self._pass(weights, i, truncation, mode=mode)
             total = moments if total is None else jax.tree.map(jnp.add, total, moments)
+            self._passed()
         return jax.tree.map(lambda x: x / passes, total)
 
     def sample(
@@ -82,6 +94,7 @@ class Sampler:
             index = np.arange(start, start + size)
             out = self._images(weights, statistics, index, part, seed, truncation, mode=mode)
             images.append(sheets.to_uint8(np.asarray(out)))
+            self._passed()
         return np.concatenate(images)[: len(labels)]
 
     def _cut(self, x):

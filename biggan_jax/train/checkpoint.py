@@ -12,8 +12,9 @@ A checkpoint is a folder named after its step: `state/`, which Orbax writes, and
 
 A restore reads every byte against the manifest first. A damaged checkpoint is named and skipped
 for the newest good one; once that is read, the damaged one becomes `damaged-<step>/`, which neither
-counts nor is ever removed. Checkpoints of versions before the manifest hold `meta/` in its place;
-they are read, and what is said of them is that they cannot be verified.
+counts nor is ever removed. So does `rolled-back-<number>-<step>/`, of later than what the watchdog
+went back to. Checkpoints of versions before the manifest hold `meta/` in its place; they are read,
+and what is said of them is that they cannot be verified.
 
 A restore places arrays as the caller's shardings say, whatever the number of devices was at the
 save.
@@ -42,6 +43,7 @@ from biggan_jax.train.manifest import Damaged
 
 STATE = "state"
 ASIDE = "damaged-"
+ROLLED_BACK = "rolled-back-"
 NO_MANIFEST = "carries no manifest, so it cannot be verified"
 # Of removals and saves that were not finished; the last form is that of earlier versions.
 REMAINS = re.compile(r"(\d+)\.(old|tmp|orbax-checkpoint-tmp.*)")
@@ -171,6 +173,11 @@ class Checkpoints:
             return []
         return sorted(int(name) for name in os.listdir(self._directory) if name.isdecimal())
 
+    def newest(self, among: Callable[[int], bool] = lambda step: True) -> int | None:
+        """Returns the latest step of those asked for; in all processes what process 0 sees."""
+        steps = [step for step in _of_main(self.steps()) if among(step)]
+        return steps[-1] if steps else None
+
     def manifests(self) -> dict[int, dict[str, Any]]:
         """Returns what the readable manifests say, by step; no other file is looked at."""
         found = {}
@@ -183,7 +190,32 @@ class Checkpoints:
                 found[step] = content
         return found
 
-    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+    def set_aside_after(self, step: int, number: int) -> None:
+        """Renames the checkpoints that rollback `number`, to `step`, has left behind, if it did.
+
+        Those are the later ones that were saved before it, as their `meta["rollbacks"]` says.
+        """
+        self.wait()
+        if not self._is_main:
+            return  # The others learn from process 0 what there is.
+        for later in self.steps():
+            if later <= step:
+                continue
+            try:
+                content = find_manifest(self._place(later))
+            except Damaged:
+                content = None  # It does not say; a restore would skip it.
+            if content is None or content["meta"].get("rollbacks", 0) < number:
+                name = f"{ROLLED_BACK}{number}-{later}"
+                os.rename(self._place(later), os.path.join(self._directory, name))
+                self._say(f"checkpoint {later} is of before rollback {number}; kept as {name}")
+
+    def restore(
+        self,
+        abstract_state: Any,
+        step: int | None = None,
+        among: Callable[[int], bool] = lambda step: True,
+    ) -> tuple[Any, dict[str, Any]]:
         """Reads a checkpoint after comparing it with its manifest.
 
         Args:
@@ -191,6 +223,7 @@ class Checkpoints:
             array arrives with the sharding given here, or on the first device if there is none.
           step: which one; if `None` the latest that is not damaged. Those that are get named, and
             set aside unless this is opened for reading only.
+          among: whether a step is looked at where `step` is None.
 
         Returns:
           The state, bit by bit what was saved, and its `meta`.
@@ -200,7 +233,7 @@ class Checkpoints:
             its arrays are not the wanted ones; the first array that differs is named.
         """
         self.wait()
-        steps = _of_main(self.steps())
+        steps = [s for s in _of_main(self.steps()) if step is not None or among(s)]
         if not steps:
             raise ConfigError(f"{self._directory}: there is no checkpoint.")
         if step is not None and step not in steps:

@@ -14,6 +14,9 @@ class Keep:
       with a value take part; of equal ones the later is the better.
     metric: its name.
     lowest: whether a lower value is the better one.
+    cadence: the steps between two regular saves; 0 if all are. What was saved besides, on a signal,
+      is not counted among the latest once a later one is there. So it pushes no regular one out,
+      and what a rollback finds does not depend on when signals came.
     """
 
     latest: int
@@ -21,6 +24,7 @@ class Keep:
     best: int = 0
     metric: str = ""
     lowest: bool = True
+    cadence: int = 0
 
     def __post_init__(self):
         if self.latest < 1:
@@ -35,7 +39,8 @@ class Keep:
           steps: of all checkpoints, ascending.
           metrics: by step, what each was saved with; a step may be missing.
         """
-        kept = set(steps[-self.latest :])
+        regular = [s for s in steps if not self.cadence or s % self.cadence == 0 or s == steps[-1]]
+        kept = set(regular[-self.latest :])
         if self.every:
             kept |= {step for step in steps if step % self.every == 0}
         if self.best:

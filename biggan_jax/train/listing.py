@@ -20,7 +20,8 @@ def checkpoints(run: str, verify: bool = False) -> list[dict[str, Any]]:
       topology, metrics (None where no manifest says) and reason. State is "good" (every byte is
       what was written; only with `verify`), "unverified" (nothing speaks against it, or it has no
       manifest, which is the reason then), "damaged" (the reason says why), "set aside" (found
-      damaged before), "half-written" or "half-removed" (by a run going on, or one interrupted).
+      damaged before), "rolled back" (of before a rollback), "half-written" or "half-removed" (by
+      a run going on, or one interrupted).
 
     Raises:
       ConfigError: if the folder is no run.
@@ -35,6 +36,8 @@ def checkpoints(run: str, verify: bool = False) -> list[dict[str, Any]]:
     for name in sorted(names):
         if name.startswith(checkpoint.ASIDE):
             rows.append({"name": name, "state": "set aside"})
+        elif name.startswith(checkpoint.ROLLED_BACK):
+            rows.append({"name": name, "state": "rolled back"})
         elif match := checkpoint.REMAINS.fullmatch(name):
             state = "half-removed" if match[2] == "old" else "half-written"
             rows.append({"name": name, "state": state})

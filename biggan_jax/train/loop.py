@@ -1,12 +1,14 @@
 """The loop around the step: data in, reports, pictures and checkpoints out.
 
-It can die at any instruction: batches and draws are functions of (seed, step), so starting it again
-from the latest checkpoint gives the run that would have been.
+It can die at any instruction: batches and draws are functions of (seed, step, rollbacks so far), so
+starting it again from the latest checkpoint gives the run that would have been.
 """
 
+import contextlib
+import dataclasses
 import json
-import math
 import os
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,93 +22,115 @@ from biggan_jax import files, host_tensorflow
 from biggan_jax.data import datasets
 from biggan_jax.data import report as data_report
 from biggan_jax.data.batches import Batches
+from biggan_jax.gan import spectra
 from biggan_jax.gan import step as step_lib
 from biggan_jax.gan.state import GanState
+from biggan_jax.parallel import distributed
 from biggan_jax.parallel import mesh as mesh_lib
 from biggan_jax.sample import sampler, sheets
-from biggan_jax.train import checkpoint, probe, report, runs, warm_start
-from biggan_jax.train.keep import Keep
-
-# Keys that may change from one start of a run to the next: they move no weight.
-FREE_KEYS = (
-    "num_steps",
-    "device_count",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "keep_every",
-    "keep_best",
-    "best_metric",
-    "best_is",
-    "sample_every",
-    "compilation_cache",
-    "grace_seconds",
-    "heartbeat_seconds",
-    "hang_dump_seconds",
-    "hang_exit_seconds",
-    "watch_every",
-    "data.dir",
-    "data.cache_mib",
+from biggan_jax.train import (
+    checkpoint,
+    compilation,
+    curves,
+    hang,
+    phases,
+    preemption,
+    probe,
+    report,
+    rollback,
+    runs,
+    same_run,
+    warm_start,
+    watchdog,
 )
+from biggan_jax.train.keep import Keep
 
 
 class Diverged(RuntimeError):
-    """A loss is not a finite number any more."""
+    """The watchdog has stopped the run; the message says which rule, where, and what there is."""
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> GanState:
+class _Alarmed(Exception):
+    def __init__(self, alarm: watchdog.Alarm, numbers: Mapping[str, Any]):
+        super().__init__(alarm.text)
+        self.alarm, self.numbers = alarm, numbers
+
+
+def train(
+    config: ml_collections.ConfigDict, workdir: str, started: float | None = None
+) -> GanState:
     """Trains to `config.num_steps`, going on from the latest checkpoint in `workdir`.
 
     Args:
       config: as a config file gives it; resolved here.
       workdir: the run folder; made at need.
+      started: when the program began, of `time.perf_counter`, for the times of its phases.
 
     Returns:
       The state after the last step.
 
     Raises:
       ConfigError: if config, data or run folder cannot be used; nothing has been written then.
-      Diverged: if a loss is not finite; the checkpoints of before are kept.
+      Diverged: if the watchdog stops the run; the checkpoints of before are kept.
       CannotWrite: if the disk is full, say; the checkpoints of before are kept.
+      Preempted: if a signal asked to leave and the state is saved; ends the process with code 75.
     """
+    start = phases.Phases(started)
     host_tensorflow.silence()
     files.check_folder(workdir, "--workdir")
-    if (config.device_count or 0) > 0:
-        mesh_lib.request_cpu_devices(config.device_count)
-    resolved = config_lib.resolve(config, jax.device_count())
-    mesh = mesh_lib.make_mesh(resolved.device_count)
-    _check_same_run(resolved, workdir)
-    source = datasets.open_source(resolved)
-    _check_same_classes(source, workdir)
-    columns = mesh_lib.local_columns(mesh, config_lib.micro_batch_size(resolved))
-    batches = datasets.make_loader(source, resolved, columns)
-    facts = data_report.data_report(source, resolved, batches)
-    data_report.check(facts, resolved)
-    run = _Run(resolved, workdir, mesh, source.class_names)
-    print(data_report.text(facts), flush=True)
-    first_state = None
-    if resolved.init_from and not _has_checkpoint(workdir):
-        first_state, lines = warm_start.start_state(resolved, mesh, source.class_names)
-        print("\n".join(lines), flush=True)
-    probe.check_shared(workdir)
-    with files.disk_errors_named(workdir):
-        run.write_start(facts, data_report.reals(batches, resolved, run.rows, run.classes))
-        return run.train(batches, first_state)
+    with preemption.Preemption(config.grace_seconds) as asked:
+        distributed.start(config.heartbeat_seconds)
+        asked.join(distributed.store(), jax.process_index(), jax.process_count())
+        if (config.device_count or 0) > 0:
+            mesh_lib.request_cpu_devices(config.device_count)
+        resolved = config_lib.resolve(config, jax.device_count())
+        mesh = mesh_lib.make_mesh(resolved.device_count)
+        compilation.use_cache(resolved.compilation_cache, workdir)
+        same_run.check_config(resolved, workdir, _say)
+        start.end("imports")
+        source = datasets.open_source(resolved)
+        same_run.check_classes(source.class_names, workdir)
+        columns = mesh_lib.local_columns(mesh, config_lib.micro_batch_size(resolved))
+        batches = datasets.make_loader(source, resolved, columns)
+        facts = data_report.data_report(source, resolved, batches)
+        data_report.check(facts, resolved)
+        run = _Run(resolved, workdir, mesh, source.class_names, asked, start)
+        _say(data_report.text(facts))
+        first_state = None
+        if resolved.init_from and not _has_checkpoint(workdir):
+            first_state, lines = warm_start.start_state(resolved, mesh, source.class_names)
+            _say("\n".join(lines))
+        probe.check_shared(workdir)
+        with files.disk_errors_named(workdir):
+            run.write_start(facts, data_report.reals(batches, resolved, run.rows, run.classes))
+            start.end("data")
+            state = run.train(batches, first_state)
+        distributed.end()
+        return state
 
 
 class _Run:
     """One start of a run: what the loop needs at each step."""
 
-    def __init__(self, config, workdir: str, mesh: Mesh, class_names: tuple[str, ...]):
+    def __init__(self, config, workdir: str, mesh: Mesh, class_names, asked, start):
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.class_names = class_names
+        self.asked, self.start = asked, start
+        self.is_main = jax.process_index() == 0
         self.rows = config.sample.rows
         self.classes = config.sample.classes
         self.images_per_step = config.batch_size * config.d_steps
-        self.sampler = sampler.Sampler(config, mesh)
+        self.sampler = sampler.Sampler(config, mesh, lambda: self._passed("a batch of samples"))
+        self.ledger = rollback.Ledger(workdir, self.is_main)
+        self.watchdog = watchdog.Watchdog(config.watch)
+        self.pending: list[tuple] = []  # Numbers on their way from the devices.
+        self.state: GanState
+        self.finished_a_step = False  # In this process.
 
     def write_start(self, facts: Mapping[str, Any], reals: np.ndarray) -> None:
         """Writes what is known before the first step."""
+        if not self.is_main:
+            return
         os.makedirs(os.path.join(self.workdir, "samples"), exist_ok=True)
         facts = {**facts, "class_names": self.class_names}
         files.write_whole(os.path.join(self.workdir, runs.DATA), json.dumps(facts, indent=2) + "\n")
@@ -119,67 +143,146 @@ class _Run:
         c = self.config
         folder = os.path.join(self.workdir, runs.CHECKPOINTS)
         with (
-            checkpoint.Checkpoints(folder, _what_to_keep(c), say=_say) as saved,
+            checkpoint.Checkpoints(folder, _what_to_keep(c), say=_say) as self.saved,
             report.Reporter(
-                self.workdir, c.num_steps, self.images_per_step, jax.process_index() == 0
-            ) as reporter,
+                self.workdir, c.num_steps, self.images_per_step, self.is_main
+            ) as self.reporter,
+            hang.HangWatch(c.hang_dump_seconds, c.hang_exit_seconds, self.workdir) as self.hang,
         ):
-            if saved.latest_step() is None:
-                first = 0
-                state = first_state or step_lib.init_state(c, self.mesh)
-                self._sample(state, 0, reporter)
-            else:
-                state, _ = saved.restore(step_lib.abstract_state(c, self.mesh))
-                first = int(state.step)
-                if first > c.num_steps:
-                    raise config_lib.ConfigError(
-                        f"num_steps={c.num_steps}: {self.workdir!r} is at step {first} already."
-                    )
-                _say(f"going on from the checkpoint of step {first:,}")
-            reporter.start(first)
-            reporter.status("train", last_checkpoint=first or None)
-            state = self._steps(state, first, batches, saved, reporter)
-            saved.wait()
-            reporter.status("train", last_checkpoint=saved.latest_step())
-            self._finish(state, reporter)
-        return state
+            self.first_state = first_state
+            if self.ledger.rollbacks:  # One may have been cut short.
+                last = self.ledger.rollbacks[-1]
+                self.saved.set_aside_after(last.to, last.number)
+            self._begin()
+            self.start.end("restore" if int(self.state.step) else "first weights")
+            self.step_fn = step_lib.make_train_step(c, self.mesh)
+            self.look = spectra.make_look(c, self.mesh)
+            self.vectors: Any = None
+            try:
+                while not self._stretch(batches):
+                    pass
+                self._finish()
+            except preemption.Requested:
+                raise self._leave() from None
+        return self.state
 
-    def _steps(self, state, first, batches, saved, reporter):
+    def _begin(self, among=lambda step: True):
+        """Puts in place the state of the newest good checkpoint, or else the first one."""
         c = self.config
-        step_fn = step_lib.make_train_step(c, self.mesh)
-        if first < c.num_steps:
-            print("compiling the step; the first one takes a while ...", flush=True)
-        pending: tuple[int, dict] | None = None
+        # Process 0 says what there is, so that all do the same.
+        found = self.saved.newest(among)
+        if found is None:
+            self.state = self.first_state or step_lib.init_state(c, self.mesh)
+            self.first_state = None  # The step takes its buffers.
+            first = 0
+            self._sample(0)
+        else:
+            template = step_lib.abstract_state(c, self.mesh)
+            self.state, meta = self.saved.restore(template, among=among)
+            self.watchdog.load(meta.get("watch", {}))
+            first = int(self.state.step)
+            if first > c.num_steps:
+                raise config_lib.ConfigError(
+                    f"num_steps={c.num_steps}: {self.workdir!r} is at step {first} already."
+                )
+            _say(f"going on from the checkpoint of step {first:,}")
+        count = len(self.ledger.rollbacks)
+        self.control = step_lib.Control(np.int32(count), np.float32(c.watch.g_lr_factor**count))
+        self.last_saved = first
+        self.reporter.start(first, self.ledger.rollbacks)
+        self.reporter.status("train", last_checkpoint=first or None, rollbacks=count)
+
+    def _stretch(self, batches):
+        """Steps to the end, or until a rollback; returns whether the end was reached."""
+        try:
+            self._steps(batches)
+            return True
+        except _Alarmed as e:
+            self._answer(e.alarm, e.numbers)
+            return False
+
+    def _steps(self, batches):
+        c, first = self.config, int(self.state.step)
+        if not self.finished_a_step and first < c.num_steps:
+            _say("compiling the step; the first one takes a while ...")
         # Left as a context, so that no thread is at the devices when the process ends.
         with batches.prefetch(first, c.num_steps, put=self._put) as on_devices:
             for i, batch in on_devices:
-                state, metrics = step_fn(state, batch)
+                self.state, metrics = self.step_fn(self.state, batch, self.control)
                 done = i + 1
-                # Numbers of a step are read once the next is on its way, so the device never waits.
-                if pending is not None:
-                    _report(reporter, *pending)
-                    pending = None
-                saved.check()
-                if done == first + 1:
-                    _check_best_metric(c, metrics)
+                if not self.finished_a_step:
+                    self._first_step(metrics)
+                self.saved.check()
+                # Numbers of a step are read once the next is on its way: the device never waits.
+                self._judge()
                 last = done == c.num_steps
-                if done % c.log_every == 0 or done == first + 1 or last:
-                    pending = done, metrics
+                log = done % c.log_every == 0 or done == first + 1 or last
+                self.pending.append((done, metrics, log))
+                if done % c.watch_every == 0:
+                    numbers, self.vectors = self._look()
+                    self.pending.append((done, numbers, None))
                 save, sample = (last or done % n == 0 for n in (c.checkpoint_every, c.sample_every))
-                if pending is not None and (save or sample):
-                    _report(reporter, *pending)
-                    pending = None
                 if save or sample:
-                    _check_finite(done, metrics)
+                    self._judge()
                 if save:
-                    saved.save(done, state, self._meta(done), metrics)
-                    reporter.status("train", step=done, last_checkpoint=saved.latest_step())
+                    self._save(done, metrics)
                 if sample:
-                    self._sample(state, done, reporter)
-        return state
+                    self._sample(done)
+                self._passed(f"step {done:,}")
 
     def _put(self, batch):
         return mesh_lib.put_batch(batch, self.mesh)
+
+    def _passed(self, what):
+        """A place where the run may stop, and a sign that it does not hang."""
+        self.hang.beat(what)
+        self.asked.tick()
+
+    def _first_step(self, metrics):
+        _check_best_metric(self.config, metrics)
+        jax.block_until_ready(metrics)
+        self.finished_a_step = True
+        self.start.end("compilation and a step")
+        _say(self.start.text())
+        self.reporter.status("train", start_seconds=self.start.seconds())
+        self.asked.something_to_save()
+
+    def _look(self):
+        if self.vectors is None:
+            self.vectors = spectra.start(self.config, self.mesh)
+            for _ in range(spectra.FIRST_LOOKS):
+                _, self.vectors = self.look(self.state, self.vectors)
+        return self.look(self.state, self.vectors)
+
+    def _judge(self):
+        """Reads the numbers that are on their way, reports them, and has the watchdog judge."""
+        pending, self.pending = self.pending, []
+        for step, values, log in pending:
+            numbers = jax.device_get(values)
+            if log is None:
+                alarm = self._judge_look(step, numbers)
+            else:
+                numbers = {name: float(value) for name, value in numbers.items()}
+                if log:
+                    _report(self.reporter, step, numbers)
+                alarm = self.watchdog.see(step, numbers)
+            if alarm is None:
+                continue
+            if self.config.watch.policy != "ignore" or alarm.rule == watchdog.NAN:
+                raise _Alarmed(alarm, numbers)
+            _say(f"alarm, ignored as watch.policy says: {alarm.text}")
+            self.watchdog.after_rollback()  # It is said once, not at each further step.
+
+    def _judge_look(self, step, numbers):
+        names = spectra.names(self.config)
+        sigmas, diversity = numbers["sigma"], float(numbers["g_diversity"])
+        self.reporter.look(step, diversity, dict(zip(names, sigmas.tolist(), strict=True)))
+        return self.watchdog.look(step, sigmas, names, diversity)
+
+    def _save(self, step, metrics):
+        self.saved.save(step, self.state, self._meta(step), metrics)
+        self.last_saved = step
+        self.reporter.status("train", step=step, last_checkpoint=self.saved.latest_step())
 
     def _meta(self, step):
         """What a checkpoint's manifest says of the run."""
@@ -188,35 +291,109 @@ class _Run:
             "step": step,
             "images": images,
             "kimg": images / 1000,
+            "rollbacks": len(self.ledger.rollbacks),
+            "watch": self.watchdog.state(),
             "config_sha256": config_lib.fingerprint(self.config),
             "config": json.loads(config_lib.to_json(self.config)),
         }
 
-    def _sample(self, state, step, reporter):
-        """A sheet from latents and labels that stay the same through the run."""
-        reporter.status("sample", step=step)
-        weights = sampler.ema_weights(state)
+    def _leave(self):
+        """Saves what a signal's grace leaves time for."""
+        step = int(self.state.step)
+        try:
+            self._judge()
+        except _Alarmed as e:
+            # The next start comes to the same numbers and has the time to answer them.
+            _say(f"not saved: {e.alarm.text}")
+        else:
+            if step != self.last_saved:
+                self._save(step, {})
+        self.saved.wait()
+        self.reporter.status("preempted", last_checkpoint=self.saved.latest_step())
+        _say(f"saved; step {self.saved.latest_step():,} is where the same command goes on")
+        return preemption.Preempted(step)
+
+    def _answer(self, alarm, numbers):
+        """Goes back to before the trouble, or stops the run."""
+        c = self.config
+        number = len(self.ledger.rollbacks) + 1
+        _say(f"alarm at step {alarm.step:,}: {alarm.text}")
+        folder = self._evidence(f"{number}-{alarm.rule}-{alarm.step}", alarm, numbers)
+        stop = None
+        if c.watch.policy != "rollback":
+            stop = f"watch.policy is {c.watch.policy!r}"
+        elif number > c.watch.max_rollbacks:
+            stop = f"{c.watch.max_rollbacks} rollbacks have not helped (watch.max_rollbacks)"
+        if stop:
+            self.saved.wait()
+            self.reporter.status("stopped", last_checkpoint=self.saved.latest_step())
+            raise Diverged(
+                f"step {alarm.step:,}: rule {alarm.rule!r} in {alarm.where}: {alarm.text}; {stop};"
+                f" see {folder}. The checkpoints of before are kept."
+            )
+        limit = alarm.since - (1 if alarm.rule == watchdog.NAN else c.watch.margin)
+        healthy = lambda step: step % c.checkpoint_every == 0 and step <= limit  # noqa: E731
+        to = self.saved.newest(healthy) or 0
+        self.ledger.add(rollback.Rollback(number, alarm.step, to, alarm.rule, alarm.text))
+        self.saved.set_aside_after(to, number)
+        self.pending = []
+        self.watchdog = watchdog.Watchdog(c.watch)
+        _say(
+            f"rollback {number} of at most {c.watch.max_rollbacks}: from step {alarm.step:,} to"
+            f" {to:,}, with other random numbers"
+        )
+        self._begin(healthy)
+        self.watchdog.after_rollback()
+
+    def _evidence(self, name, alarm, numbers):
+        """Keeps what a rollback would lose: the numbers so far, and a sheet."""
+        folder = os.path.join(self.workdir, "evidence", name)
+        if self.is_main:
+            os.makedirs(folder, exist_ok=True)
+            about = {**dataclasses.asdict(alarm), "numbers": jax.tree.map(_plain, numbers)}
+            path = os.path.join(folder, "alarm.json")
+            files.write_whole(path, json.dumps(about, indent=2) + "\n")
+            for log in (report.METRICS, report.SPECTRA):
+                if os.path.exists(os.path.join(self.workdir, log)):
+                    shutil.copy(os.path.join(self.workdir, log), folder)
+            curves.draw(folder)
+        with contextlib.suppress(ValueError):  # Images of NaN are none.
+            self._draw_sheet(int(self.state.step), os.path.join("evidence", name, "fakes.png"))
+        return folder
+
+    def _sample(self, step):
+        """A sheet from latents and labels that stay the same through the run, and the curves."""
+        self.reporter.status("sample", step=step)
+        picture = self._draw_sheet(step, os.path.join("samples", f"fakes_{step:06d}.png"))
+        if step and self.is_main:
+            self.reporter.image(step, "fakes", np.asarray(picture))
+            curves.draw(self.workdir)
+
+    def _draw_sheet(self, step, name):
+        weights = sampler.ema_weights(self.state)
         statistics = self.sampler.standing_statistics(weights)
         labels = np.tile(np.arange(self.classes), self.rows)
         images = self.sampler.sample(weights, statistics, labels, self.config.seed)
-        name = os.path.join("samples", f"fakes_{step:06d}.png")
-        picture = self._save_sheet(
-            images, name, f"{self.config.name}: step {step:,}, no truncation"
-        )
-        if step:
-            reporter.image(step, "fakes", np.asarray(picture))
+        return self._save_sheet(images, name, f"{self.config.name}: step {step:,}, no truncation")
 
-    def _finish(self, state, reporter):
-        latest = os.path.join(self.workdir, "samples", f"fakes_{self.config.num_steps:06d}.png")
+    def _finish(self):
+        c = self.config
+        self.saved.wait()
+        self.reporter.status("train", last_checkpoint=self.saved.latest_step())
+        latest = os.path.join(self.workdir, "samples", f"fakes_{c.num_steps:06d}.png")
         path = os.path.join(self.workdir, "samples.png")
-        if not os.path.exists(latest):  # The run had ended before this start.
-            self._sample(state, self.config.num_steps, reporter)
-        with open(latest, "rb") as f:
-            files.write_whole(path, f.read())
-        reporter.status("done", step=self.config.num_steps)
-        print(f"done: step {self.config.num_steps:,}; samples are in {path}", flush=True)
+        if not self.finished_a_step and not os.path.exists(latest):  # It ended before this start.
+            self._sample(c.num_steps)
+        if self.is_main:
+            with open(latest, "rb") as f:
+                files.write_whole(path, f.read())
+        self.reporter.status("done", step=c.num_steps)
+        _say(f"done: step {c.num_steps:,}; samples are in {path}")
 
     def _save_sheet(self, images, name, title):
+        """Every process makes the images; one writes them."""
+        if not self.is_main:
+            return None
         picture = sheets.sheet(
             images,
             columns=self.classes,
@@ -227,20 +404,14 @@ class _Run:
         return picture
 
 
-def _report(reporter, step, metrics):
-    values = {name: float(value) for name, value in metrics.items()}
+def _report(reporter, step, values):
     reporter.progress(step, {k: values[k] for k in ("d_loss", "g_loss", "d_real", "d_fake")})
     reporter.scalars(step, values)
     reporter.status("train", step=step)
-    _check_finite(step, values)
 
 
-def _check_finite(step, metrics):
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise Diverged(
-                f"step {step:,}: {name} is {float(value)}; the checkpoints of before are kept."
-            )
+def _plain(value):
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _has_checkpoint(workdir):
@@ -251,38 +422,15 @@ def _has_checkpoint(workdir):
         return saved.latest_step() is not None
 
 
-def _check_same_run(config, workdir):
-    """A run folder is one run: what moves weights must be what it was."""
-    if not os.path.exists(os.path.join(workdir, runs.CONFIG)):
-        return
-    changed = runs.changes(runs.read_config(workdir), config)
-    free = _check_free(changed, f"--workdir: {workdir!r} holds a run")
-    # And the file itself, which anybody may have edited, with what the checkpoints say.
-    with checkpoint.Checkpoints(os.path.join(workdir, runs.CHECKPOINTS), keep=None) as saved:
-        for step, content in saved.manifests().items():
-            what = f"--workdir: the checkpoint of step {step:,} in {workdir!r} was made"
-            _check_free(runs.changes_since(content["meta"], config), what)
-    if free:
-        _say(f"changed since the last start, which moves no weight: {runs.changes_text(free)}")
-
-
-def _check_free(changed, what):
-    """Returns the changes, all of free keys; names all others, which move weights, in an error."""
-    free = {
-        k: v for k, v in changed.items() if k in FREE_KEYS or k.startswith(("sample.", "watch."))
-    }
-    moving = {k: v for k, v in changed.items() if k not in free}
-    if moving:
-        besides = f"; changed too, but free: {runs.changes_text(free)}" if free else ""
-        raise config_lib.ConfigError(
-            f"{what} with {runs.changes_text(moving)}; that moves weights, so use another folder"
-            f" or the values of before{besides}."
-        )
-    return free
-
-
 def _what_to_keep(c):
-    return Keep(c.keep_checkpoints, c.keep_every, c.keep_best, c.best_metric, c.best_is == "lowest")
+    return Keep(
+        c.keep_checkpoints,
+        c.keep_every,
+        c.keep_best,
+        c.best_metric,
+        c.best_is == "lowest",
+        cadence=c.checkpoint_every,
+    )
 
 
 def _check_best_metric(c, metrics):
@@ -293,24 +441,6 @@ def _check_best_metric(c, metrics):
 
 
 def _say(line):
-    print(line, flush=True)
-
-
-def _check_same_classes(source, workdir):
-    """Labels mean what they meant: classes in another order would be another data set."""
-    if not os.path.exists(os.path.join(workdir, runs.CONFIG)):
-        return
-    before = runs.class_names(workdir)
-    if tuple(before) != tuple(source.class_names):
-        changed = next(
-            (
-                i
-                for i, pair in enumerate(zip(before, source.class_names, strict=False))
-                if len(set(pair)) > 1
-            ),
-            min(len(before), len(source.class_names)),
-        )
-        raise config_lib.ConfigError(
-            f"--workdir: {workdir!r} was trained on {len(before)} classes and the data now has"
-            f" {len(source.class_names)}; they differ from class {changed} on."
-        )
+    """One process speaks for all."""
+    if jax.process_index() == 0:
+        print(line, flush=True)

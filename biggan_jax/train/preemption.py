@@ -6,6 +6,12 @@ there is nothing to save (start-up, compilation), it leaves at once.
 
 Python runs signal handlers between two of its own instructions, and a compilation is one of them
 for minutes. So a thread listens where the interpreter notes signals at once.
+
+In a run of many processes a signal to any one is one to all, and all of them must stop at the same
+place of the program, or they wait for each other in different collectives. The loop passes places
+where it may stop, the same in all processes, and counts them (`tick`). The process that is asked
+tells all others; each then says how many places it has passed and passes no further one before it
+has heard all. They stop at the first place that none has passed yet.
 """
 
 import contextlib
@@ -15,24 +21,42 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 EXIT_CODE = 75  # EX_TEMPFAIL: saved on request, start me again.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_POLL = 0.5  # Seconds between two looks at whether another process was asked.
+_FAREWELL = 3.0  # Seconds that process 0, who keeps the store, waits for the others to have read.
+
+
+class Store(Protocol):
+    """What processes tell each other; `parallel/distributed.py` has one."""
+
+    def put(self, key: str, value: str) -> None:
+        """Writes a key that is new."""
+
+    def get(self, key: str) -> str | None:
+        """Returns its value if there is one yet."""
+
+
+class Requested(Exception):
+    """Raised in the loop at the place where all processes stop."""
 
 
 class Preempted(SystemExit):
     """The run has been saved on request; leaves with code 75."""
 
     def __init__(self, step: int):
+        """Takes the step that is saved."""
         super().__init__(EXIT_CODE)
         self.step = step
 
 
 class Preemption:
-    """Context manager that listens; to be entered in the main thread, once a process.
+    """Context manager that listens; to be entered once a process.
+
+    Only a main thread can listen. In another one signals stay the affair of whoever started it.
 
     Attributes:
       requested: the name of the signal that came, else None.
@@ -42,19 +66,27 @@ class Preemption:
         """Takes the seconds from the first signal to the end."""
         self.requested: str | None = None
         self._grace = grace_seconds
-        self._busy = threading.Event()  # Set while there is something to save.
-        self._stop = threading.Event()
+        self._listens = threading.current_thread() is threading.main_thread()
+        self._store: Store | None = None
+        self._me, self._count = 0, 1
+        self._joined = False
+        self._lock = threading.Lock()  # Held while all agree: the loop stands still at a place.
+        self._ticks = 0
+        self._busy = False  # Whether there is something to save.
+        self._stop_at: int | None = None
+        self._end = threading.Event()
+        self._wake = threading.Event()
         self._before: dict[signal.Signals, Any] = {}
-        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._write, False)
-        self._fd_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        for number in _SIGNALS:
-            self._before[number] = signal.signal(number, lambda *_: None)
-        self._thread = threading.Thread(target=self._listen, name="biggan-signals", daemon=True)
-        self._thread.start()
+        if self._listens:
+            self._read, self._write = os.pipe()
+            os.set_blocking(self._write, False)
+            self._fd_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+            for number in _SIGNALS:
+                self._before[number] = signal.signal(number, lambda *_: None)
+            self._start(self._listen, "biggan-signals")
         return self
 
     def __exit__(
@@ -63,30 +95,61 @@ class Preemption:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._fd_before)
-        self._stop.set()
-        os.write(self._write, b"\0")
-        self._thread.join()
-        os.close(self._read)
-        os.close(self._write)
+        self._end.set()
+        self._wake.set()
+        if self._listens:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(self._fd_before)
+            os.write(self._write, b"\0")
+        for thread in self._threads:
+            thread.join()
+        if self._listens:
+            os.close(self._read)
+            os.close(self._write)
 
-    @contextlib.contextmanager
-    def something_to_save(self) -> Iterator[None]:
-        """Within, a signal is left to the caller, who looks at `requested`; outside it ends all."""
+    def join(self, store: Store | None, me: int, count: int) -> None:
+        """Says who the others are; a signal that came before has waited for this.
+
+        Args:
+          store: seen by all processes; None for a single one.
+          me: the index of this process.
+          count: how many there are.
+        """
         with self._lock:
-            if self.requested:
-                self._leave("there is nothing new to save")
-            self._busy.set()
-        try:
-            yield
-        finally:
-            self._busy.clear()
+            self._store, self._me, self._count = store, me, count
+            self._joined = True
+            asked = self.requested
+        if store is not None:
+            self._start(self._hear, "biggan-peers")
+        elif asked:
+            self._agree()
+
+    def something_to_save(self) -> None:
+        """From here on a signal is left to the loop, which `tick` tells; before, it ends all."""
+        with self._lock:
+            self._busy = True
+
+    def tick(self) -> None:
+        """Passes a place where the loop may stop; all processes pass the same ones.
+
+        Raises:
+          Requested: if this is the place to stop at.
+        """
+        with self._lock:
+            self._ticks += 1
+            if self._stop_at is not None and self._ticks >= self._stop_at:
+                raise Requested
+
+    def _start(self, function, name):
+        thread = threading.Thread(target=function, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _listen(self):
+        """Hears the signals of this process."""
         deadline = None
-        while not self._stop.is_set():
+        while not self._end.is_set():
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             ready, _, _ = select.select([self._read], [], [], left)
             if not ready:
@@ -94,17 +157,76 @@ class Preemption:
             for number in os.read(self._read, 64):
                 if number not in _SIGNALS:
                     continue
-                if self.requested:
+                if deadline is not None:
                     self._leave("a second signal came")
+                deadline = time.monotonic() + self._grace
                 with self._lock:
                     self.requested = signal.Signals(number).name
-                    deadline = time.monotonic() + self._grace
-                    if not self._busy.is_set():
-                        self._leave("there is nothing new to save")
-                _say(f"{self.requested}: saving, then leaving with code {EXIT_CODE} ...")
+                    alone = self._joined and self._store is None
+                if alone:
+                    self._agree()
+                self._wake.set()
+
+    def _hear(self):
+        """Hears of the signals of all processes, this one's among them."""
+        assert self._store is not None
+        try:
+            while not self._end.is_set():
+                if self.requested:
+                    with contextlib.suppress(Exception):  # Another one was quicker.
+                        self._store.put("biggan/asked", f"{self.requested} to process {self._me}")
+                if said := self._store.get("biggan/asked"):
+                    break
+                self._wake.wait(_POLL)
+            else:
+                return
+            self.requested = self.requested or said
+            deadline = time.monotonic() + self._grace
+            self._agree()
+        except Exception as e:
+            # The store is gone, and process 0 with it; what ends this process is not for here.
+            if self.requested:
+                self._leave(f"the other processes cannot be told ({type(e).__name__})")
+            return
+        if not self._end.wait(max(0.0, deadline - time.monotonic())):
+            self._leave(f"the save was not done within {self._grace:g} seconds")
+
+    def _agree(self):
+        """Sets the place to stop at; where no process has anything to save, leaves at once."""
+        with self._lock:
+            passed, busy = [self._ticks], self._busy
+            if self._store is not None:
+                self._store.put(f"biggan/at/{self._me}", f"{self._ticks} {int(busy)}")
+                for i in range(self._count):
+                    ticks, its_busy = self._wait_for(f"biggan/at/{i}").split()
+                    passed.append(int(ticks))
+                    busy |= its_busy == "1"
+            if not busy:
+                self._leave("there is nothing new to save")
+            self._stop_at = max(passed) + 1
+        if self._me == 0:
+            _say(f"{self.requested}: saving, then leaving with code {EXIT_CODE} ...")
+
+    def _wait_for(self, key):
+        assert self._store is not None
+        deadline = time.monotonic() + self._grace
+        while (value := self._store.get(key)) is None:
+            if time.monotonic() > deadline:
+                self._leave(f"a process did not answer within {self._grace:g} seconds")
+            time.sleep(0.02)
+        return value
 
     def _leave(self, why):
         _say(f"{self.requested}: {why}; leaving with code {EXIT_CODE}, the last checkpoint counts")
+        if self._store is not None:
+            # The store ends with process 0, and a process that finds it gone ends in an error.
+            with contextlib.suppress(Exception):
+                self._store.put(f"biggan/left/{self._me}", "")
+                deadline = time.monotonic() + _FAREWELL
+                others = set(range(1, self._count)) if self._me == 0 else set()
+                while others and time.monotonic() < deadline:
+                    others = {i for i in others if self._store.get(f"biggan/left/{i}") is None}
+                    time.sleep(0.02)
         sys.stdout.flush()
         os._exit(EXIT_CODE)
 

@@ -2,6 +2,7 @@
 
 The same numbers go to three places: `metrics.jsonl` (one line a report, never two of one step),
 TensorBoard events, and one line on the terminal; `status.json` says where the run is now.
+`spectra.jsonl` holds the watchdog's looks at the weights.
 """
 
 import dataclasses
@@ -9,13 +10,17 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import jax
 import numpy as np
 
 from biggan_jax import files, host_tensorflow
+from biggan_jax.train.rollback import Rollback
+
+METRICS = "metrics.jsonl"
+SPECTRA = "spectra.jsonl"
 
 
 class Reporter:
@@ -50,20 +55,30 @@ class Reporter:
         }
         self._events: Any = None
         self._lines: Any = None
+        self._looks: Any = None
         self._last_line = -1
         self._mark: tuple[int, float] | None = None
 
-    def start(self, step: int) -> None:
-        """Begins or resumes at `step`, the number of steps done; forgets reports of later ones."""
+    def start(self, step: int, rollbacks: Sequence[Rollback] = ()) -> None:
+        """Begins or resumes at `step`, the number of steps done; forgets reports of later ones.
+
+        Args:
+          step: finished steps.
+          rollbacks: all there were; each is a line of `metrics.jsonl` that stays.
+        """
         self._status["step"] = step
         # The first step compiles: the rate is measured from the first progress line on.
         self._mark = None
         if not self._is_main:
             return
+        self.close()
         os.makedirs(self._workdir, exist_ok=True)
-        path = os.path.join(self._workdir, "metrics.jsonl")
-        self._last_line = _drop_lines_after(path, step)
+        path = os.path.join(self._workdir, METRICS)
+        self._last_line = _drop_lines_after(path, step, rollbacks)
         self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115 - `close` closes it.
+        path = os.path.join(self._workdir, SPECTRA)
+        _drop_lines_after(path, step)
+        self._looks = open(path, "a", encoding="utf-8")  # noqa: SIM115
         self._events = _summary_writer(self._workdir)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -81,12 +96,27 @@ class Reporter:
         if step <= self._last_line:
             raise ValueError(f"step {step} after step {self._last_line}: reported already.")
         values = {"kimg": self._kimg(step)} | {k: float(v) for k, v in values.items()}
-        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        finite = {k: _finite(v) for k, v in values.items()}
         self._lines.write(json.dumps({"step": step} | finite) + "\n")
         self._lines.flush()
         self._last_line = step
         self._events.write_scalars(step, values)
         self._events.flush()
+
+    def look(self, step: int, diversity: float, sigmas: Mapping[str, Sequence[float]]) -> None:
+        """Appends one line to `spectra.jsonl`.
+
+        Args:
+          step: larger than at the call before.
+          diversity: of fakes, see `gan/spectra.py`.
+          sigmas: by weight, its largest singular values.
+        """
+        if not self._is_main:
+            return
+        plain = {name: [_finite(v) for v in values] for name, values in sigmas.items()}
+        line = {"step": step, "diversity": _finite(diversity), "sigma": plain}
+        self._looks.write(json.dumps(line) + "\n")
+        self._looks.flush()
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Writes a picture to the TensorBoard events; uint8 `[H, W, 3]`."""
@@ -140,7 +170,8 @@ class Reporter:
             self._events = None
         if self._lines is not None:
             self._lines.close()
-            self._lines = None
+            self._looks.close()
+            self._lines = self._looks = None
 
     def __enter__(self) -> Self:
         return self
@@ -188,12 +219,19 @@ def _summary_writer(workdir):
     return SummaryWriter(workdir)
 
 
-def _drop_lines_after(path, step):
-    """Removes the lines of later steps and what a killed process left half; returns the last."""
-    if not os.path.exists(path):
-        return -1
-    with open(path, encoding="utf-8") as f:
-        lines = f.readlines()
+def _finite(value):
+    return value if math.isfinite(value) else None
+
+
+def _drop_lines_after(path, step, rollbacks=()):
+    """Removes the lines of later steps and what a killed process left half; returns the last.
+
+    Lines of rollbacks stay; one that its process did not come to write is added.
+    """
+    lines = []
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as f:
+            lines = f.readlines()
     kept = []
     last = -1
     for line in lines:
@@ -201,9 +239,14 @@ def _drop_lines_after(path, step):
             at = json.loads(line)["step"]
         except (ValueError, KeyError, TypeError):
             continue
-        if line.endswith("\n") and last < at <= step:
+        if line.endswith("\n") and last < at <= step and "rollback" not in json.loads(line):
             kept.append(line)
             last = at
+    # After what was known when it happened, which is what lies before the step gone back to.
+    for back in reversed(rollbacks):
+        place = sum(json.loads(line)["step"] <= back.to for line in kept)
+        line = {"step": back.at, "rollback": back.number, "from": back.at, "to": back.to}
+        kept.insert(place, json.dumps(line | {"rule": back.rule, "text": back.text}) + "\n")
     if kept != lines:
         files.write_whole(path, "".join(kept))
     return last
