@@ -9,6 +9,7 @@ import argparse
 import difflib
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 
 from biggan_jax import __version__
@@ -18,6 +19,34 @@ from biggan_jax.files import CannotWrite
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code."""
+    try:
+        code = _run(argv)
+    except BaseException as error:
+        if "biggan_jax.parallel.distributed" in sys.modules:
+            _leave_others(error)
+        raise
+    if "biggan_jax.parallel.distributed" in sys.modules:
+        from biggan_jax.parallel import distributed
+
+        distributed.leave(code)
+    return code
+
+
+def _leave_others(error):
+    """Ends this process, one of several, as Python would end it, but without waiting for them."""
+    from biggan_jax.parallel import distributed
+
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    else:
+        code = 1
+    if distributed.store() is not None:
+        if not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        distributed.leave(code)
+
+
+def _run(argv):
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     try:

@@ -7,6 +7,7 @@ from the latest checkpoint gives the run that would have been.
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,9 +23,10 @@ from biggan_jax.data import report as data_report
 from biggan_jax.data.batches import Batches
 from biggan_jax.gan import step as step_lib
 from biggan_jax.gan.state import GanState
+from biggan_jax.parallel import distributed
 from biggan_jax.parallel import mesh as mesh_lib
 from biggan_jax.sample import sampler, sheets
-from biggan_jax.train import checkpoint, probe, report, runs, warm_start
+from biggan_jax.train import checkpoint, hang, probe, report, runs, warm_start
 from biggan_jax.train.keep import Keep
 
 # Keys that may change from one start of a run to the next: they move no weight.
@@ -71,6 +73,12 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> GanState:
     """
     host_tensorflow.silence()
     files.check_folder(workdir, "--workdir")
+    # `resolve` refuses numbers below 1, but needs to know the devices.
+    with distributed.joined(max(1, config.heartbeat_seconds)):
+        return _train(config, workdir)
+
+
+def _train(config, workdir):
     if (config.device_count or 0) > 0:
         mesh_lib.request_cpu_devices(config.device_count)
     resolved = config_lib.resolve(config, jax.device_count())
@@ -83,11 +91,11 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> GanState:
     facts = data_report.data_report(source, resolved, batches)
     data_report.check(facts, resolved)
     run = _Run(resolved, workdir, mesh, source.class_names)
-    print(data_report.text(facts), flush=True)
+    _say(data_report.text(facts))
     first_state = None
     if resolved.init_from and not _has_checkpoint(workdir):
         first_state, lines = warm_start.start_state(resolved, mesh, source.class_names)
-        print("\n".join(lines), flush=True)
+        _say("\n".join(lines))
     probe.check_shared(workdir)
     with files.disk_errors_named(workdir):
         run.write_start(facts, data_report.reals(batches, resolved, run.rows, run.classes))
@@ -104,9 +112,12 @@ class _Run:
         self.classes = config.sample.classes
         self.images_per_step = config.batch_size * config.d_steps
         self.sampler = sampler.Sampler(config, mesh)
+        self.is_main = jax.process_index() == 0  # Which alone writes reports and pictures.
 
     def write_start(self, facts: Mapping[str, Any], reals: np.ndarray) -> None:
         """Writes what is known before the first step."""
+        if not self.is_main:
+            return
         os.makedirs(os.path.join(self.workdir, "samples"), exist_ok=True)
         facts = {**facts, "class_names": self.class_names}
         files.write_whole(os.path.join(self.workdir, runs.DATA), json.dumps(facts, indent=2) + "\n")
@@ -121,7 +132,7 @@ class _Run:
         with (
             checkpoint.Checkpoints(folder, _what_to_keep(c), say=_say) as saved,
             report.Reporter(
-                self.workdir, c.num_steps, self.images_per_step, jax.process_index() == 0
+                self.workdir, c.num_steps, self.images_per_step, self.is_main
             ) as reporter,
         ):
             if saved.latest_step() is None:
@@ -138,23 +149,30 @@ class _Run:
                 _say(f"going on from the checkpoint of step {first:,}")
             reporter.start(first)
             reporter.status("train", last_checkpoint=first or None)
-            state = self._steps(state, first, batches, saved, reporter)
-            saved.wait()
+            with self._hang_watch() as watch:
+                state = self._steps(state, first, batches, saved, reporter, watch)
+                saved.wait()
             reporter.status("train", last_checkpoint=saved.latest_step())
-            self._finish(state, reporter)
+            self._finish(state, reporter, ended_before=first == c.num_steps)
         return state
 
-    def _steps(self, state, first, batches, saved, reporter):
+    def _hang_watch(self):
+        path = os.path.join(self.workdir, f"hang-{jax.process_index()}.txt")
+        say = lambda line: print(f"\n{line}", file=sys.stderr, flush=True)  # noqa: E731
+        return hang.HangWatch(self.config.hang_dump_seconds, self.config.hang_exit_seconds, say, path)
+
+    def _steps(self, state, first, batches, saved, reporter, watch):
         c = self.config
         step_fn = step_lib.make_train_step(c, self.mesh)
         if first < c.num_steps:
-            print("compiling the step; the first one takes a while ...", flush=True)
+            _say("compiling the step; the first one takes a while ...")
         pending: tuple[int, dict] | None = None
         # Left as a context, so that no thread is at the devices when the process ends.
         with batches.prefetch(first, c.num_steps, put=self._put) as on_devices:
             for i, batch in on_devices:
                 state, metrics = step_fn(state, batch)
                 done = i + 1
+                watch.beat(f"step {done:,}")
                 # Numbers of a step are read once the next is on its way, so the device never waits.
                 if pending is not None:
                     _report(reporter, *pending)
@@ -174,8 +192,11 @@ class _Run:
                 if save:
                     saved.save(done, state, self._meta(done), metrics)
                     reporter.status("train", step=done, last_checkpoint=saved.latest_step())
+                    watch.beat(f"the save of step {done:,}")
                 if sample:
-                    self._sample(state, done, reporter)
+                    with watch.paused():  # It compiles, the first time.
+                        self._sample(state, done, reporter)
+                    watch.beat(f"the samples of step {done:,}")
         return state
 
     def _put(self, batch):
@@ -206,15 +227,17 @@ class _Run:
         if step:
             reporter.image(step, "fakes", np.asarray(picture))
 
-    def _finish(self, state, reporter):
+    def _finish(self, state, reporter, ended_before):
         latest = os.path.join(self.workdir, "samples", f"fakes_{self.config.num_steps:06d}.png")
         path = os.path.join(self.workdir, "samples.png")
-        if not os.path.exists(latest):  # The run had ended before this start.
+        # Else there is a picture, or will be: process 0 may be about to write it.
+        if ended_before and not os.path.exists(latest):
             self._sample(state, self.config.num_steps, reporter)
-        with open(latest, "rb") as f:
-            files.write_whole(path, f.read())
+        if self.is_main:
+            with open(latest, "rb") as f:
+                files.write_whole(path, f.read())
         reporter.status("done", step=self.config.num_steps)
-        print(f"done: step {self.config.num_steps:,}; samples are in {path}", flush=True)
+        _say(f"done: step {self.config.num_steps:,}; samples are in {path}")
 
     def _save_sheet(self, images, name, title):
         picture = sheets.sheet(
@@ -223,7 +246,8 @@ class _Run:
             column_labels=self.class_names[: self.classes],
             title=title,
         )
-        sheets.save_png(picture, os.path.join(self.workdir, name))
+        if self.is_main:
+            sheets.save_png(picture, os.path.join(self.workdir, name))
         return picture
 
 
@@ -293,7 +317,9 @@ def _check_best_metric(c, metrics):
 
 
 def _say(line):
-    print(line, flush=True)
+    """Prints a line meant for the user; of many processes only the first one speaks."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
 
 
 def _check_same_classes(source, workdir):
