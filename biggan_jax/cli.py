@@ -9,15 +9,47 @@ import argparse
 import difflib
 import json
 import sys
+import time
+import traceback
 from collections.abc import Sequence
 
-from biggan_jax import __version__
-from biggan_jax.config import ConfigError
-from biggan_jax.files import CannotWrite
+_STARTED = time.perf_counter()  # Before anything heavy is imported.
+
+from biggan_jax import __version__  # noqa: E402
+from biggan_jax.config import ConfigError  # noqa: E402
+from biggan_jax.files import CannotWrite  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code."""
+    try:
+        code = _run(argv)
+    except BaseException as error:
+        if "biggan_jax.parallel.distributed" in sys.modules:
+            _leave_others(error)
+        raise
+    if "biggan_jax.parallel.distributed" in sys.modules:
+        from biggan_jax.parallel import distributed
+
+        distributed.leave(code)
+    return code
+
+
+def _leave_others(error):
+    """Ends this process, one of several, as Python would end it, but without waiting for them."""
+    from biggan_jax.parallel import distributed
+
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    else:
+        code = 1
+    if distributed.store() is not None:
+        if not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        distributed.leave(code)
+
+
+def _run(argv):
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     try:
@@ -144,7 +176,7 @@ def _train(args):
     from biggan_jax.train import loop
 
     try:
-        loop.train(config, args.workdir)
+        loop.train(config, args.workdir, _STARTED)
     except loop.Diverged as e:
         print(f"biggan train: stopped: {e}", file=sys.stderr)
         return 3

@@ -2,38 +2,69 @@
 
 import contextlib
 import itertools
+import os
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from biggan_jax import config as config_lib
+from biggan_jax.parallel import distributed
 
 
 def request_cpu_devices(count: int) -> None:
     """Makes the CPU backend show `count` simulated devices; call it before JAX is used.
 
+    Of several processes each shows its share, or what JAX_NUM_CPU_DEVICES says if that is set.
     Elsewhere, and once the backend is up, it has no effect: `make_mesh` then says what is missing.
+
+    Raises:
+      ConfigError: if the processes cannot have equal shares.
     """
+    processes = distributed.process_count()
+    share = _share(count, processes)
+    if processes > 1 and os.environ.get("JAX_NUM_CPU_DEVICES"):
+        return
     with contextlib.suppress(RuntimeError):  # The backend is up.
-        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update("jax_num_cpu_devices", share)
 
 
 def make_mesh(device_count: int) -> Mesh:
-    """Returns the mesh ("data",) over the first `device_count` devices.
+    """Returns the mesh ("data",) over the first devices: as many of each process, as it takes.
 
     Raises:
-      ConfigError: if there are fewer.
+      ConfigError: if there are fewer, or the processes cannot have equal shares.
     """
     devices = jax.devices()
     if len(devices) < device_count:
+        where = "this machine shows"
+        if jax.process_count() > 1:
+            where = f"{jax.process_count()} processes show"
         raise config_lib.ConfigError(
-            f"device_count={device_count}: this machine shows {len(devices)}"
-            f" {devices[0].platform} device(s)."
+            f"device_count={device_count}: {where} {len(devices)} {devices[0].platform} device(s)."
         )
+    share = _share(device_count, jax.process_count())
+    taken = []
+    for process in range(jax.process_count()):
+        own = [device for device in devices if device.process_index == process][:share]
+        if len(own) < share:
+            raise config_lib.ConfigError(
+                f"device_count={device_count}: process {process} shows {len(own)} device(s), and"
+                f" each of the {jax.process_count()} processes would have to give {share}."
+            )
+        taken += own
+    if len(taken) == len(devices):
+        taken = devices  # In JAX's order, which is that of the wires.
     # make_mesh's default is Explicit axes, under which sharding constraints only assert.
-    return jax.make_mesh(
-        (device_count,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:device_count]
-    )
+    return jax.make_mesh((device_count,), ("data",), axis_types=(AxisType.Auto,), devices=taken)
+
+
+def _share(device_count, processes):
+    if device_count % processes:
+        raise config_lib.ConfigError(
+            f"device_count={device_count}: must be a multiple of the {processes} processes, each of"
+            f" which gives as many; nearest is {max(1, round(device_count / processes)) * processes}."
+        )
+    return device_count // processes
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -49,8 +49,10 @@ class Sampler:
         # Momentum 0 makes the running statistics those of the last batch.
         model = {**config["model"], "bn_momentum": 0.0, "bn_group_size": self.batch_size}
         self._fresh, _ = networks.build({"model": model}, platform)
-        self._pass = jax.jit(self._moments, static_argnames="mode")
-        self._images = jax.jit(self._generate, static_argnames="mode")
+        # Whole on every device: of many processes each can then read all of it.
+        whole = mesh_lib.replicated(mesh)
+        self._pass = jax.jit(self._moments, static_argnames="mode", out_shardings=whole)
+        self._images = jax.jit(self._generate, static_argnames="mode", out_shardings=whole)
 
     def standing_statistics(
         self, weights: Weights, truncation: float | None = None, mode: str = "threshold"

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,35 +79,40 @@ def train(
     start = phases.Phases(started)
     host_tensorflow.silence()
     files.check_folder(workdir, "--workdir")
-    with preemption.Preemption(config.grace_seconds) as asked:
-        distributed.start(config.heartbeat_seconds)
+    with (
+        preemption.Preemption(config.grace_seconds) as asked,
+        # `resolve` refuses numbers below 1, but needs to know the devices.
+        distributed.joined(max(1, config.heartbeat_seconds)),
+    ):
         asked.join(distributed.store(), jax.process_index(), jax.process_count())
-        if (config.device_count or 0) > 0:
-            mesh_lib.request_cpu_devices(config.device_count)
-        resolved = config_lib.resolve(config, jax.device_count())
-        mesh = mesh_lib.make_mesh(resolved.device_count)
-        compilation.use_cache(resolved.compilation_cache, workdir)
-        same_run.check_config(resolved, workdir, _say)
-        start.end("imports")
-        source = datasets.open_source(resolved)
-        same_run.check_classes(source.class_names, workdir)
-        columns = mesh_lib.local_columns(mesh, config_lib.micro_batch_size(resolved))
-        batches = datasets.make_loader(source, resolved, columns)
-        facts = data_report.data_report(source, resolved, batches)
-        data_report.check(facts, resolved)
-        run = _Run(resolved, workdir, mesh, source.class_names, asked, start)
-        _say(data_report.text(facts))
-        first_state = None
-        if resolved.init_from and not _has_checkpoint(workdir):
-            first_state, lines = warm_start.start_state(resolved, mesh, source.class_names)
-            _say("\n".join(lines))
-        probe.check_shared(workdir)
-        with files.disk_errors_named(workdir):
-            run.write_start(facts, data_report.reals(batches, resolved, run.rows, run.classes))
-            start.end("data")
-            state = run.train(batches, first_state)
-        distributed.end()
-        return state
+        return _train(config, workdir, asked, start)
+
+
+def _train(config, workdir, asked, start):
+    if (config.device_count or 0) > 0:
+        mesh_lib.request_cpu_devices(config.device_count)
+    resolved = config_lib.resolve(config, jax.device_count())
+    mesh = mesh_lib.make_mesh(resolved.device_count)
+    compilation.use_cache(resolved.compilation_cache, workdir)
+    same_run.check_config(resolved, workdir, _say)
+    start.end("imports")
+    source = datasets.open_source(resolved)
+    same_run.check_classes(source.class_names, workdir)
+    columns = mesh_lib.local_columns(mesh, config_lib.micro_batch_size(resolved))
+    batches = datasets.make_loader(source, resolved, columns)
+    facts = data_report.data_report(source, resolved, batches)
+    data_report.check(facts, resolved)
+    run = _Run(resolved, workdir, mesh, source.class_names, asked, start)
+    _say(data_report.text(facts))
+    first_state = None
+    if resolved.init_from and not _has_checkpoint(workdir):
+        first_state, lines = warm_start.start_state(resolved, mesh, source.class_names)
+        _say("\n".join(lines))
+    probe.check_shared(workdir)
+    with files.disk_errors_named(workdir):
+        run.write_start(facts, data_report.reals(batches, resolved, run.rows, run.classes))
+        start.end("data")
+        return run.train(batches, first_state)
 
 
 class _Run:
@@ -147,7 +153,7 @@ class _Run:
             report.Reporter(
                 self.workdir, c.num_steps, self.images_per_step, self.is_main
             ) as self.reporter,
-            hang.HangWatch(c.hang_dump_seconds, c.hang_exit_seconds, self.workdir) as self.hang,
+            self._hang_watch() as self.hang,
         ):
             self.first_state = first_state
             if self.ledger.rollbacks:  # One may have been cut short.
@@ -165,6 +171,12 @@ class _Run:
             except preemption.Requested:
                 raise self._leave() from None
         return self.state
+
+    def _hang_watch(self):
+        c = self.config
+        path = os.path.join(self.workdir, f"hang-{jax.process_index()}.txt")
+        say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+        return hang.HangWatch(c.hang_dump_seconds, c.hang_exit_seconds, say, path)
 
     def _begin(self, among=lambda step: True):
         """Puts in place the state of the newest good checkpoint, or else the first one."""

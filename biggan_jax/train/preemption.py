@@ -14,7 +14,6 @@ tells all others; each then says how many places it has passed and passes no fur
 has heard all. They stop at the first place that none has passed yet.
 """
 
-import contextlib
 import os
 import select
 import signal
@@ -24,17 +23,18 @@ import time
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from biggan_jax.parallel import distributed
+
 EXIT_CODE = 75  # EX_TEMPFAIL: saved on request, start me again.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _POLL = 0.5  # Seconds between two looks at whether another process was asked.
-_FAREWELL = 3.0  # Seconds that process 0, who keeps the store, waits for the others to have read.
 
 
 class Store(Protocol):
     """What processes tell each other; `parallel/distributed.py` has one."""
 
     def put(self, key: str, value: str) -> None:
-        """Writes a key that is new."""
+        """Writes a key."""
 
     def get(self, key: str) -> str | None:
         """Returns its value if there is one yet."""
@@ -173,9 +173,8 @@ class Preemption:
         try:
             while not self._end.is_set():
                 if self.requested:
-                    with contextlib.suppress(Exception):  # Another one was quicker.
-                        self._store.put("biggan/asked", f"{self.requested} to process {self._me}")
-                if said := self._store.get("biggan/asked"):
+                    self._store.put("asked", f"{self.requested} to process {self._me}")
+                if said := self._store.get("asked"):
                     break
                 self._wake.wait(_POLL)
             else:
@@ -196,9 +195,9 @@ class Preemption:
         with self._lock:
             passed, busy = [self._ticks], self._busy
             if self._store is not None:
-                self._store.put(f"biggan/at/{self._me}", f"{self._ticks} {int(busy)}")
+                self._store.put(f"at/{self._me}", f"{self._ticks} {int(busy)}")
                 for i in range(self._count):
-                    ticks, its_busy = self._wait_for(f"biggan/at/{i}").split()
+                    ticks, its_busy = self._wait_for(f"at/{i}").split()
                     passed.append(int(ticks))
                     busy |= its_busy == "1"
             if not busy:
@@ -218,15 +217,7 @@ class Preemption:
 
     def _leave(self, why):
         _say(f"{self.requested}: {why}; leaving with code {EXIT_CODE}, the last checkpoint counts")
-        if self._store is not None:
-            # The store ends with process 0, and a process that finds it gone ends in an error.
-            with contextlib.suppress(Exception):
-                self._store.put(f"biggan/left/{self._me}", "")
-                deadline = time.monotonic() + _FAREWELL
-                others = set(range(1, self._count)) if self._me == 0 else set()
-                while others and time.monotonic() < deadline:
-                    others = {i for i in others if self._store.get(f"biggan/left/{i}") is None}
-                    time.sleep(0.02)
+        distributed.leave(EXIT_CODE)
         sys.stdout.flush()
         os._exit(EXIT_CODE)
 

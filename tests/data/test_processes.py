@@ -160,11 +160,14 @@ with loaded.prefetch(136, 141, put=put) as batches:
                 np.testing.assert_array_equal(np.asarray(shard.data), expected[shard.index])
         sums.append(int(total(batch["image"])))
         assert sums[-1] == int(whole.batch(step)["image"].sum())
+half = mesh_lib.make_mesh(2)  # One device of each process.
+assert mesh_lib.local_columns(half, 8) == columns
+assert sorted(d.process_index for d in half.devices.flat) == [0, 1]
 try:
-    mesh_lib.local_columns(mesh_lib.make_mesh(2), 8)
-    assert process == 0
+    mesh_lib.make_mesh(3)
+    raise SystemExit("a mesh of 3")
 except mesh_lib.config_lib.ConfigError as e:
-    assert process == 1 and "device_count=2: process 1 of 2 has no device" in str(e)
+    assert "device_count=3: must be a multiple of the 2 processes" in str(e)
 print(json.dumps(sums))
 """
 

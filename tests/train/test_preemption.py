@@ -92,7 +92,7 @@ class Shared:
         path = os.path.join(self.folder, key.replace("/", "_"))
         with open(path + f".{os.getpid()}", "w") as f:
             f.write(value)
-        os.link(f.name, path)
+        os.replace(f.name, path)
 
     def get(self, key):
         path = os.path.join(self.folder, key.replace("/", "_"))
