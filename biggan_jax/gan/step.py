@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -21,6 +22,33 @@ from biggan_jax.parallel import mesh as mesh_lib
 
 Batch = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
+
+
+# What the bits of the metric `bad` say is not finite.
+BAD = {
+    1: "a loss",
+    2: "D's gradients",
+    4: "G's gradients",
+    8: "D's parameters",
+    16: "G's parameters",
+    32: "G's average, statistics or a u",
+}
+
+
+def bad_text(mask: int) -> str:
+    """Returns what a value of the metric `bad` names, "" for 0: "a loss, D's gradients"."""
+    return ", ".join(what for bit, what in BAD.items() if mask & bit)
+
+
+class Control(NamedTuple):
+    """What may be changed from step to step without compiling anew; a rollback changes it.
+
+    noise: 0, or another number for other latents, labels of fakes and flips.
+    g_lr_scale: G's update is multiplied by it.
+    """
+
+    noise: int | jax.Array = 0
+    g_lr_scale: float | jax.Array = 1.0
 
 
 class Draws(NamedTuple):
@@ -52,8 +80,8 @@ class Update:
         self.g_optimizer = state_lib.optimizer(config, config["optim"]["g_lr"])
         self.d_optimizer = state_lib.d_optimizer(config)
 
-    def draw(self, step: jax.Array) -> Draws:
-        """Draws a step's latents and labels, a function of (seed, step) on any mesh."""
+    def draw(self, step: jax.Array, noise: int | jax.Array = 0) -> Draws:
+        """Draws a step's latents and labels, a function of (seed, step, noise) on any mesh."""
         c = self.config
         size, model = config_lib.micro_batch_size(c), c["model"]
         # A constraint right at the draw: without it every device makes all of them and, with
@@ -61,8 +89,7 @@ class Update:
         cut = lambda x: jax.lax.with_sharding_constraint(  # noqa: E731
             x, mesh_lib.batch_sharding(self.mesh, 1)
         )
-        key = jax.random.fold_in(jax.random.key(c["seed"]), step)
-        keys = jax.random.split(key, 5)  # The fifth flips the reals.
+        keys = self._keys(step, noise)
         rounds = {"d": c["d_steps"] * c["accumulation"], "g": c["accumulation"]}
         normal = lambda k, n: cut(jax.random.normal(k, (n, size, model["z_dim"])))  # noqa: E731
         uniform = lambda k, n: cut(  # noqa: E731
@@ -146,65 +173,86 @@ class Update:
         return grads, state, {"fake": logits}
 
     def d_update(self, state: GanState, *inputs) -> tuple[GanState, dict]:
-        """One D update from A micro-batches; inputs as for `d_gradients`, each [A, M, ...]."""
+        """One D update from A micro-batches; inputs as for `d_gradients`, each [A, M, ...].
+
+        Returns:
+          the moved state and what was seen: {"real", "fake"} logits [A, M] each, and "grad_norm".
+        """
         grads, state, logits = self._accumulate(self.d_gradients, state, inputs)
         updates, opt = self.d_optimizer.update(grads, state.d_opt, state.d_params)
-        return state.replace(
-            d_params=optax.apply_updates(state.d_params, updates), d_opt=opt
-        ), logits
+        state = state.replace(d_params=optax.apply_updates(state.d_params, updates), d_opt=opt)
+        return state, logits | {"grad_norm": optax.tree.norm(grads)}
 
-    def g_update(self, state: GanState, *inputs) -> tuple[GanState, dict]:
-        """One G update from A micro-batches; inputs as for `g_gradients`, each [A, M, ...]."""
+    def g_update(
+        self, state: GanState, *inputs, lr_scale: float | jax.Array = 1.0
+    ) -> tuple[GanState, dict]:
+        """One G update from A micro-batches; inputs as for `g_gradients`, each [A, M, ...].
+
+        Returns as `d_update` does; the gradient is with equation 3's, as Adam gets it.
+        """
         grads, state, logits = self._accumulate(self.g_gradients, state, inputs)
         beta = self.config["optim"]["g_ortho"]
         grads = regularizers.add_ortho_gradient(grads, state.g_params, beta)
         updates, opt = self.g_optimizer.update(grads, state.g_opt, state.g_params)
-        return state.replace(
-            g_params=optax.apply_updates(state.g_params, updates), g_opt=opt
-        ), logits
+        updates = jax.tree.map(lambda x: x * lr_scale, updates)
+        state = state.replace(g_params=optax.apply_updates(state.g_params, updates), g_opt=opt)
+        return state, logits | {"grad_norm": optax.tree.norm(grads)}
 
-    def step(self, state: GanState, batch: Batch) -> tuple[GanState, Metrics]:
+    def step(
+        self, state: GanState, batch: Batch, control: Control | None = None
+    ) -> tuple[GanState, Metrics]:
         """One whole step.
 
         Args:
           state: before the step.
           batch: `image` [d_steps * A, M, R, R, 3], uint8, or float in [-1, 1]; `label`
             [d_steps * A, M]; `draws`, optional, a `Draws` to use in place of fresh ones.
+          control: None for the usual one.
 
         Returns:
-          The state after it, and scalar metrics: means over the step's micro-batches, and the
-          norms of all weights after it.
+          The state after it, and scalar metrics: means over the step's micro-batches, mean norms of
+          the updates' gradients, the norms of all weights after it, and `bad`, 0 or what is not
+          finite (see `BAD`).
         """
         c = self.config
-        draws = batch["draws"] if "draws" in batch else self.draw(state.step)
+        control = Control() if control is None else control
+        step, noise = state.step, control.noise
+        draws = batch["draws"] if "draws" in batch else self.draw(step, noise)
         images, labels = batch["image"], batch["label"]
-        d_logits = []
+        d_seen = []
         for i in range(c["d_steps"]):
             part = slice(i * c["accumulation"], (i + 1) * c["accumulation"])
-            reals = self._to_float(images[part], state.step, i)
+            reals = self._to_float(images[part], step, i, noise)
             fakes = draws.d_z[part], draws.d_labels[part]
-            state, logits = self.d_update(state, reals, labels[part], *fakes)
-            d_logits.append(logits)
-        state, g_logits = self.g_update(state, draws.g_z, draws.g_labels)
+            state, seen = self.d_update(state, reals, labels[part], *fakes)
+            d_seen.append(seen)
+        state, g_seen = self.g_update(state, draws.g_z, draws.g_labels, lr_scale=control.g_lr_scale)
         average = ema.update(
             {"params": state.ema_params, "batch_stats": state.ema_batch_stats},
             {"params": state.g_params, "batch_stats": state.g_batch_stats},
-            state.step,
+            step,
             c["ema"]["decay"],
             c["ema"]["start"],
         )
         state = state.replace(
-            step=state.step + 1,
+            step=step + 1,
             ema_params=average["params"],
             ema_batch_stats=average["batch_stats"],
         )
         # The norms show growing weights and tell, before a checkpoint is written, that all of them
         # are numbers.
-        norms = {
+        metrics = _metrics(d_seen, g_seen) | {
             "g_norm": optax.tree.norm(state.g_params),
             "d_norm": optax.tree.norm(state.d_params),
         }
-        return state, _metrics(d_logits, g_logits["fake"]) | norms
+        return state, metrics | {"bad": _bad(metrics, state)}
+
+    def _keys(self, step, noise):
+        """Four keys for the draws of a step and one that flips its reals."""
+        key = jax.random.fold_in(jax.random.key(self.config["seed"]), step)
+        # fold_in of 0 to 4 would give what split gives.
+        other = jax.random.fold_in(key, 5 + jnp.asarray(noise))
+        return jax.random.split(jnp.where(jnp.asarray(noise) == 0, key, other), 5)
 
     def _accumulate(self, gradients: Callable, state: GanState, inputs: tuple):
         """Means of gradients over micro-batches, with u and statistics moved by each."""
@@ -229,48 +277,98 @@ class Update:
         total, state = carry
         return jax.tree.map(lambda g: g / count, total), state, logits
 
-    def _to_float(self, images, step, d_step):
+    def _to_float(self, images, step, d_step, noise=0):
         """uint8 [A, M, R, R, 3] to float32 in [-1, 1], flipped left to right where asked for."""
         if images.dtype == jnp.uint8:
             images = images.astype(jnp.float32) / 127.5 - 1
         if self.config["data"]["flip"]:
-            key = jax.random.fold_in(jax.random.key(self.config["seed"]), step)
-            key = jax.random.fold_in(jax.random.split(key, 5)[4], d_step)
+            key = jax.random.fold_in(self._keys(step, noise)[4], d_step)
             flip = jax.random.bernoulli(key, 0.5, images.shape[:2])
             flip = jax.lax.with_sharding_constraint(flip, mesh_lib.batch_sharding(self.mesh, 1))
             images = jnp.where(flip[..., None, None, None], images[:, :, :, ::-1], images)
         return images
 
 
-def _metrics(d_logits: list[dict], g_fake: jax.Array) -> Metrics:
-    real = jnp.stack([x["real"] for x in d_logits])
-    fake = jnp.stack([x["fake"] for x in d_logits])
+def _metrics(d_seen: list[dict], g_seen: dict) -> Metrics:
+    real = jnp.stack([x["real"] for x in d_seen])
+    fake = jnp.stack([x["fake"] for x in d_seen])
     loss_real, loss_fake = losses.d_hinge(real, fake)
     return {
         "d_loss": loss_real + loss_fake,
         "d_loss_real": loss_real,
         "d_loss_fake": loss_fake,
-        "g_loss": losses.g_hinge(g_fake),
+        "g_loss": losses.g_hinge(g_seen["fake"]),
         "d_real": real.mean(),
         "d_fake": fake.mean(),
+        "d_grad_norm": jnp.stack([x["grad_norm"] for x in d_seen]).mean(),
+        "g_grad_norm": g_seen["grad_norm"],
     }
 
 
-def make_train_step(config: Mapping[str, Any], mesh: Mesh) -> Callable:
-    """Returns the jitted `(state, batch) -> (state, metrics)`; the state is donated.
+def _bad(metrics: Metrics, state: GanState) -> jax.Array:
+    """Which of `BAD` is not finite: int32.
+
+    A norm is finite if all it is made of is, and below 1.8e19: beyond, its square is no float32.
+    Such weights are as lost as infinite ones. Losses alone would not do: XLA's CPU programs may
+    take max(NaN, 0) for 0, so that D's last ReLU hides a NaN from the logits, not from gradients.
+    """
+    average = state.ema_params, state.ema_batch_stats
+    rest = optax.tree.norm((average, state.g_batch_stats, state.g_spectral, state.d_spectral))
+    values = {
+        1: metrics["d_loss"] + metrics["g_loss"],
+        2: metrics["d_grad_norm"],
+        4: metrics["g_grad_norm"],
+        8: metrics["d_norm"],
+        16: metrics["g_norm"],
+        32: rest,
+    }
+    bits = [jnp.where(jnp.isfinite(value), 0, bit) for bit, value in values.items()]
+    return jnp.stack(bits).sum().astype(jnp.int32)
+
+
+class TrainStep:
+    """The jitted `(state, batch, control=None) -> (state, metrics)`; the state is donated.
+
+    Called with a `Control` and without, it compiles once each; the control's numbers are inputs.
+    """
+
+    def __init__(self, config: Mapping[str, Any], mesh: Mesh):
+        """Compiles nothing yet."""
+        whole, cut = mesh_lib.replicated(mesh), mesh_lib.batch_sharding(mesh, 1)
+        step = Update(config, mesh).step
+        jit = lambda *inputs: jax.jit(  # noqa: E731
+            step, in_shardings=inputs, out_shardings=(whole, whole), donate_argnums=0
+        )
+        self._usual, self._controlled = jit(whole, cut), jit(whole, cut, whole)
+
+    def __call__(
+        self, state: GanState, batch: Batch, control: Control | None = None
+    ) -> tuple[GanState, Metrics]:
+        """Runs the step; see `Update.step`."""
+        if control is None:
+            return self._usual(state, batch)
+        return self._controlled(state, batch, _typed(control))
+
+    def lower(self, state: GanState, batch: Batch, control: Control | None = None):
+        """Lowers, as jitted functions do; what it compiles to takes the arguments given here."""
+        if control is None:
+            return self._usual.lower(state, batch)
+        return self._controlled.lower(state, batch, _typed(control))
+
+
+def _typed(control):
+    # Python's numbers would be of weak types, another program than arrays are.
+    return Control(np.int32(control.noise), np.float32(control.g_lr_scale))
+
+
+def make_train_step(config: Mapping[str, Any], mesh: Mesh) -> TrainStep:
+    """Returns the jitted `(state, batch, control=None) -> (state, metrics)`.
 
     Args:
       config: resolved.
       mesh: any size; `batch_size / accumulation` must be a multiple of it.
     """
-    whole = mesh_lib.replicated(mesh)
-    cut = mesh_lib.batch_sharding(mesh, 1)
-    return jax.jit(
-        Update(config, mesh).step,
-        in_shardings=(whole, cut),
-        out_shardings=(whole, whole),
-        donate_argnums=0,
-    )
+    return TrainStep(config, mesh)
 
 
 def init_state(config: Mapping[str, Any], mesh: Mesh) -> GanState:

@@ -161,9 +161,9 @@ def test_each_micro_batch_counts_once_and_in_its_update(accumulation):
     seen = []
 
     def record(name):
-        def recorded(state, *inputs):
+        def recorded(state, *inputs, lr_scale=None):
             seen.append((name, inputs))
-            return state, logits
+            return state, {**logits, "grad_norm": jnp.float32(1)}
 
         return recorded
 
@@ -189,8 +189,9 @@ def test_two_micro_batches_of_g_by_hand():
     second, moved, _ = gradients(moved, draws.g_z[1], draws.g_labels[1])
     mean = jax.tree.map(lambda a, b: (a + b) / 2, first, second)
     _, opt = update.g_optimizer.update(mean, state.g_opt)
-    got, logits = jax.jit(update.g_update)(state, draws.g_z, draws.g_labels)
-    assert logits["fake"].shape == draws.g_labels.shape
+    got, seen = jax.jit(update.g_update)(state, draws.g_z, draws.g_labels)
+    assert seen["fake"].shape == draws.g_labels.shape
+    assert relative(seen["grad_norm"], optax.tree.norm(mean)) < 1e-5
     # The second moments are the squared mean gradients, without Adam's division by their size.
     for a, b in zip(jax.tree.leaves(got.g_opt), jax.tree.leaves(opt), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(b).max() + 1e-12)
@@ -304,3 +305,134 @@ def test_bfloat16_step_runs_and_keeps_float32_state():
     assert all(np.isfinite(v) for v in seen[0].values())
     for leaf in jax.tree.leaves(state):
         assert leaf.dtype in (jnp.float32, jnp.int32)
+
+
+@functools.cache
+def controlled():
+    """One device's step with a control, and what starts it."""
+    config = small_config(data__flip=True)
+    mesh = mesh_lib.make_mesh(1)
+    return config, mesh, step_lib.make_train_step(config, mesh)
+
+
+def take(control, batch=None, change=lambda state: state):
+    config, mesh, step = controlled()
+    batch = batch or make_batch(config, mesh)
+    return step(change(step_lib.init_state(config, mesh)), batch, control)
+
+
+def test_noise_0_draws_what_was_drawn_before_there_was_noise():
+    config = small_config(data__flip=True)
+    update = step_lib.Update(config, mesh_lib.make_mesh(1))
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 7), 5)
+    draws = jax.jit(update.draw)(7, 0)
+    shape = (config.d_steps, config.batch_size, config.model.z_dim)
+    np.testing.assert_array_equal(draws.d_z, jax.random.normal(keys[0], shape))
+    np.testing.assert_array_equal(draws.d_labels, jax.random.randint(keys[1], shape[:2], 0, 5))
+    np.testing.assert_array_equal(draws.g_z, jax.random.normal(keys[2], (1, *shape[1:])))
+    np.testing.assert_array_equal(draws.g_labels, jax.random.randint(keys[3], (1, 8), 0, 5))
+    images = jnp.float32(np.random.default_rng(0).normal(size=(1, 8, 16, 16, 3)))
+    flip = jax.random.bernoulli(jax.random.fold_in(keys[4], 1), 0.5, (1, 8))
+    want = jnp.where(flip[..., None, None, None], images[:, :, :, ::-1], images)
+    np.testing.assert_array_equal(jax.jit(update._to_float)(images, 7, 1, 0), want)
+
+
+def test_each_noise_has_draws_and_flips_of_its_own_the_same_on_any_mesh():
+    config = small_config(data__flip=True)
+    images = jnp.float32(np.random.default_rng(0).normal(size=(1, 40, 16, 16, 3)))
+    seen = {}
+    for devices in (1, 8):
+        update = step_lib.Update(config, mesh_lib.make_mesh(devices))
+        draw, flip = jax.jit(update.draw), jax.jit(update._to_float)
+        seen[devices] = [(draw(3, n), flip(images, 3, 0, n)) for n in (0, 1, 2)]
+    jax.tree.map(np.testing.assert_array_equal, seen[1], seen[8])
+    z = np.concatenate([np.ravel(x) for draws, _ in seen[1] for x in (draws.d_z, draws.g_z)])
+    assert len(np.unique(z)) == len(z)
+    for i in (1, 2):
+        for a, b in zip(jax.tree.leaves(seen[1][0]), jax.tree.leaves(seen[1][i]), strict=True):
+            assert not np.array_equal(a, b)
+
+
+def test_a_control_moves_the_step_without_compiling_it_anew():
+    config, mesh, step = controlled()
+    usual, metrics = take(step_lib.Control())
+    plain, plain_metrics = step_lib.make_train_step(config, mesh)(
+        step_lib.init_state(config, mesh), make_batch(config, mesh)
+    )
+    jax.tree.map(lambda a, b: assert_near(a, b, 1e-5), metrics, plain_metrics)
+    jax.tree.map(lambda a, b: assert_near(a, b, 1e-4), usual.d_params, plain.d_params)
+    _, other = take(step_lib.Control(noise=1))
+    assert abs(other["d_fake"] - metrics["d_fake"]) > 1e-4
+    start = step_lib.init_state(config, mesh).g_params
+    still, _ = take(step_lib.Control(g_lr_scale=0.0))
+    jax.tree.map(np.testing.assert_array_equal, still.g_params, start)
+    half, _ = take(step_lib.Control(noise=np.int64(0), g_lr_scale=np.float64(0.5)))
+    for a, b, c in zip(*map(jax.tree.leaves, (half.g_params, usual.g_params, start)), strict=True):
+        # Sums of weights of size 1 and updates of 5e-5: rounded to 2e-7.
+        np.testing.assert_allclose((a - c), (b - c) / 2, atol=3e-7)
+    assert step._controlled._cache_size() == 1
+
+
+def leaf_set(tree, value, *names):
+    """The tree with one number of one leaf replaced."""
+
+    def change(path, leaf):
+        here = tuple(key.key for key in path) == names
+        return leaf.at[(0,) * leaf.ndim].set(value) if here else leaf
+
+    changed = jax.tree_util.tree_map_with_path(change, tree)
+    assert any(
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(changed), jax.tree.leaves(tree), strict=True)
+    )
+    return changed
+
+
+def test_what_is_not_finite_is_named_by_the_step():
+    config, mesh, _ = controlled()
+    assert int(take(step_lib.Control())[1]["bad"]) == 0
+    # G's update alone: its parameters, and the average, which is a copy so early.
+    assert int(take(step_lib.Control(g_lr_scale=np.nan))[1]["bad"]) == 16 | 32
+    # From here on a ReLU may hide a NaN from the loss (bit 1), by backend.
+    # A latent of G's update: D's parameters have been updated by then; its u moves again.
+    batch, update = make_batch(config, mesh), step_lib.Update(config, mesh)
+    draws = jax.jit(update.draw)(0)
+    bad_z = draws._replace(g_z=draws.g_z.at[0, 0, 0].set(jnp.nan))
+    _, metrics = take(step_lib.Control(), {**batch, "draws": bad_z})
+    assert int(metrics["bad"]) | 1 == 1 | 4 | 16 | 32
+    # A real image: everything.
+    image = jnp.float32(batch["image"] / 127.5 - 1).at[1, 0, 0, 0, 0].set(jnp.inf)
+    assert int(take(step_lib.Control(), {**batch, "image": image})[1]["bad"]) | 1 == 63
+    # Squared, it is no float32 any more; all that is computed from it still is.
+    huge = lambda s: s.replace(d_params=leaf_set(s.d_params, 1e20, "linear", "bias"))  # noqa: E731
+    assert int(take(step_lib.Control(), change=huge)[1]["bad"]) == 8
+    nan_u = lambda s: s.replace(g_spectral=leaf_set(s.g_spectral, np.nan, "linear", "u"))  # noqa: E731
+    assert int(take(step_lib.Control(), change=nan_u)[1]["bad"]) | 1 == 63
+
+
+@pytest.mark.parametrize(
+    ("bit", "name"),
+    [
+        *((1, "d_loss"), (1, "g_loss"), (2, "d_grad_norm"), (4, "g_grad_norm"), (8, "d_norm")),
+        *((16, "g_norm"), (32, "ema_params"), (32, "g_batch_stats"), (32, "d_spectral")),
+    ],
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_each_place_has_its_bit(bit, name, value):
+    metrics = {n: jnp.float32(1) for n in ("d_loss", "g_loss", "d_norm", "g_norm")}
+    metrics |= {n: jnp.float32(1) for n in ("d_grad_norm", "g_grad_norm")}
+    config, mesh, _ = controlled()
+    state = step_lib.init_state(config, mesh)
+    assert int(step_lib._bad(metrics, state)) == 0
+    if name in metrics:
+        metrics[name] = jnp.float32(value)
+    else:
+        leaves, tree = jax.tree.flatten(getattr(state, name))
+        leaves[-1] = leaves[-1].at[(0,) * leaves[-1].ndim].set(value)
+        state = state.replace(**{name: jax.tree.unflatten(tree, leaves)})
+    assert int(step_lib._bad(metrics, state)) == bit
+
+
+def test_bad_in_words():
+    assert step_lib.bad_text(0) == ""
+    assert step_lib.bad_text(1 | 16) == "a loss, G's parameters"
