@@ -134,7 +134,7 @@ def _wait(running, grace):
     """Returns when all have ended, at the latest some seconds after one ended with an error."""
     stages = [(grace, signal.SIGTERM), (_KILL_SECONDS, signal.SIGKILL)]
     deadline = None
-    while any(process.poll() is None for process in running):
+    while None in [process.poll() for process in running]:
         time.sleep(0.05)
         now = time.monotonic()
         if deadline is None:

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import faulthandler
 import os
+import re
 import socket
 import sys
 import threading
@@ -34,7 +35,11 @@ _CLUSTERS = ("ompi", "slurm", "gketpu", "gcetpu")
 _AGAIN = f"leaving with code {EXIT_CODE}; start all processes again to go on"
 _LEAVE_SECONDS = 5.0  # For the others to leave by themselves when one has ended with an error.
 # What collectives and JAX's service say when the other end of a connection is gone.
-_BROKEN = ("gloo", "connection", "socket", "unavailable", "coordination", "broken pipe", "nccl")
+_BROKEN = re.compile(
+    "gloo|nccl|unavailable|coordination service|socket closed|broken pipe"
+    "|connection (reset|closed|refused|timed out)",
+    re.IGNORECASE,
+)
 
 
 class Store:
@@ -205,8 +210,9 @@ class _Run:
 
     def failed(self, error: BaseException) -> None:
         """This process goes on no more; returns if that is its own affair."""
-        text = str(error).lower()
-        if isinstance(error, jax.errors.JaxRuntimeError) and any(w in text for w in _BROKEN):
+        # JAX raises either, by where it notices.
+        of_jax = isinstance(error, RuntimeError | ValueError) and not isinstance(error, ConfigError)
+        if of_jax and _BROKEN.search(str(error)):
             first = str(error).strip().splitlines()[0]
             _say(
                 f"process {self.me}: the connection to another process broke ({first}); waiting up"
@@ -394,5 +400,5 @@ def _clock(then):
 
 
 def _say(line):
-    # Written in one piece: the main thread may be in the middle of a line of its own.
-    os.write(2, f"\n{line}\n".encode())
+    # Straight to the system: the main thread may hold the lock of sys.stderr, and stand still.
+    os.write(2, f"{line}\n".encode())
