@@ -1,13 +1,16 @@
 """`biggan VERB ...`: one thin function a verb.
 
 Exit codes: 0 done; 1 stopped because the disk did not take what had to be written (free space and
-give the same command again); 2 bad usage or input, or a check that found damage; 3 stopped because
-training diverged.
+give the same command again); 2 bad usage or input, or a check that found damage; 3 stopped by the
+watchdog: training diverged or collapsed; 75 saved, or with nothing to save, on SIGTERM or SIGINT:
+start again to go on. Of several processes: 69 another one is lost, 70 this one stood still.
 """
 
 import argparse
 import difflib
 import json
+import os
+import signal
 import sys
 import time
 import traceback
@@ -173,6 +176,9 @@ def _train(args):
         return 0
     if not args.workdir:
         raise ConfigError("--workdir: say into which folder the run is to be written.")
+    # Until the loop listens itself there is nothing to save, and importing takes seconds.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(75))
     from biggan_jax.train import loop
 
     try:

@@ -66,17 +66,15 @@ def child(nan_steps: list[int], argv: list[str]) -> int:
 
     def broken(config, mesh):
         step_fn = make(config, mesh)
-        place = {"step": None}
+        place = {"rollbacks": -1, "step": 0}
 
         def step(state, batch, control):
-            # Counted here: reading it each time would wait for the device.
-            done = int(state.step) if place["step"] is None else place["step"]
             before = int(control.noise)
-            if before < len(nan_steps) and done == nan_steps[before]:
+            if place["rollbacks"] != before:  # Counted: reading it each time would wait.
+                place.update(rollbacks=before, step=int(state.step))
+            if before < len(nan_steps) and place["step"] == nan_steps[before]:
                 control = control._replace(g_lr_scale=np.float32(np.nan))
-                place["step"] = None  # A rollback follows.
-            else:
-                place["step"] = done + 1
+            place["step"] += 1
             return step_fn(state, batch, control)
 
         return step
@@ -226,7 +224,7 @@ def run(workdir: str, steps: int, nan_steps: list[int], until: float, draw, say)
     pod = Pod(workdir, steps, nan_steps)
     happened: list[str] = []
     hangs = 0
-    next_at = time.monotonic() + draw.uniform(2, 45)
+    next_at = time.monotonic() + draw.uniform(3, 60)
     try:
         while not pod.done():
             time.sleep(0.1)
@@ -241,7 +239,7 @@ def run(workdir: str, steps: int, nan_steps: list[int], until: float, draw, say)
             if now < next_at or now > until:
                 continue
             # Starting takes some ten seconds: moments before and after the first step both come.
-            next_at = now + draw.uniform(2, 45)
+            next_at = now + draw.uniform(3, 60)
             what = disturb(draw.choice(ACTIONS), pod, workdir, draw)
             if what:
                 happened.append(what)

@@ -247,7 +247,8 @@ class _Run:
 
     def _passed(self, what):
         """A place where the run may stop, and a sign that it does not hang."""
-        self.hang.beat(what)
+        if self.finished_a_step:  # Before, there is compiling to wait for.
+            self.hang.beat(what)
         self.asked.tick()
 
     def _first_step(self, metrics):

@@ -123,12 +123,14 @@ def test_diversity_falls_to_0_where_z_does_nothing_and_labels_do():
     assert numbers["g_diversity"] > 0.1
     before = jax.tree.map(np.asarray, state)
     # What z reaches: the first linear, and the part of each condition behind the embedding.
-    deaf = lambda path, x: (  # noqa: E731
-        x * 0
-        if path[0].key == "linear" and path[-1].key == "kernel"
-        else x.at[8:].set(0)
-        if path[-2].key in ("gain", "bias") and path[-1].key == "kernel"
-        else x
+    deaf = (
+        lambda path, x: (  # noqa: E731
+            x * 0
+            if path[0].key == "linear" and path[-1].key == "kernel"
+            else x.at[8:].set(0)
+            if path[-2].key in ("gain", "bias") and path[-1].key == "kernel"
+            else x
+        )
     )
     params = jax.tree_util.tree_map_with_path(deaf, state.g_params)
     changed, _ = look(state.replace(g_params=params), vectors)
