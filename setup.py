@@ -52,6 +52,7 @@ setuptools.setup(
         "importlib_resources>=6.4.0",  # TensorFlow Datasets imports it without asking for it.
         "ml-collections>=1.0.0",
         "clu>=0.0.12",
+        "matplotlib>=3.9.0",
         "numpy>=2.0.0",
         "pillow>=10.1.0",
         "simplejpeg>=1.8.0",  # JPEGs: faster than Pillow, and it tells of damage.

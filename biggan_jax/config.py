@@ -41,6 +41,8 @@ _AT_LEAST_ONE = (
     "sample_every",
     "heartbeat_seconds",
     "watch_every",
+    "watch.window",
+    "watch.sigma_looks",
     "model.num_classes",
     "model.g_ch",
     "model.d_ch",
@@ -56,6 +58,8 @@ _POSITIVE = (
     "hang_dump_seconds",
     "hang_exit_seconds",
     "watch.g_lr_factor",
+    "watch.loss_limit",
+    "watch.sigma_growth",
     "model.bn_eps",
     "model.out_bn_eps",
     "model.sn_eps",
@@ -69,6 +73,8 @@ _NOT_NEGATIVE = (
     "keep_best",
     "watch.max_rollbacks",
     "watch.margin",
+    "watch.flat_gap",
+    "watch.won_loss",
     "data.cache_mib",
     "data.fraction_seed",
     "optim.g_ortho",
@@ -83,7 +89,10 @@ _ADDED = (
     "watch_every",
     "watch.",
 )
-_BELOW_ONE = ("model.bn_momentum", "optim.beta1", "optim.beta2", "ema.decay")
+_BELOW_ONE = (
+    *("model.bn_momentum", "optim.beta1", "optim.beta2", "ema.decay"),
+    "watch.diversity_drop",
+)
 
 
 class ConfigError(ValueError):
@@ -128,6 +137,14 @@ def default() -> ml_collections.ConfigDict:
     c.watch.max_rollbacks = 3  # Then the run stops.
     c.watch.margin = 1000  # Steps that lie between a healthy checkpoint and an alarm of collapse.
     c.watch.g_lr_factor = 1.0  # G's learning rate is multiplied by this at each rollback.
+    # When it does so: the rules of train/watchdog.py. 0, or a very large limit, takes one out.
+    c.watch.window = 200  # Steps that the rules on losses and logits look back.
+    c.watch.flat_gap = 0.03  # Mean |D(real) - D(fake)| below: D tells nothing apart.
+    c.watch.won_loss = 0.02  # D's mean loss below: D has won.
+    c.watch.loss_limit = 50.0  # Half the losses above: they run away.
+    c.watch.diversity_drop = 0.5  # Share of the reals' diversity.
+    c.watch.sigma_growth = 3.0  # Times the singular value of sigma_looks looks ago.
+    c.watch.sigma_looks = 5
 
     c.data = ml_collections.ConfigDict()
     c.data.name = "imagenet2012"  # A TFDS name, "digits" (embedded), "folder" or "fake".

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from biggan_jax import config as config_lib
@@ -114,6 +115,24 @@ def diversity(images: jax.Array) -> jax.Array:
     """
     apart = images[0::2] - images[1::2]
     return jnp.sqrt(jnp.mean(jnp.square(apart), axis=(1, 2, 3))).mean()
+
+
+def real_diversity(sheet: np.ndarray, classes: int) -> float | None:
+    """The diversity of reals, to compare with that of fakes.
+
+    Args:
+      sheet: uint8 [rows * classes, H, W, 3], a column a class, as the sheet of reals has it.
+      classes: columns.
+
+    Returns:
+      As `diversity`, over pairs of rows; None where no pair differs, as in classes of one picture.
+    """
+    rows = len(sheet) // classes // 2 * 2
+    images = np.float64(sheet[: rows * classes]) / 127.5 - 1
+    pairs = images.reshape(rows // 2, 2, classes, -1)
+    apart = np.sqrt(np.mean(np.square(pairs[:, 0] - pairs[:, 1]), axis=-1))
+    apart = apart[apart > 0]
+    return float(apart.mean()) if apart.size else None
 
 
 def _generator(config, mesh):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from biggan_jax import config as config_lib
 from biggan_jax.gan import ema, losses, regularizers
@@ -47,8 +48,8 @@ class Control(NamedTuple):
     g_lr_scale: G's update is multiplied by it.
     """
 
-    noise: int | jax.Array = 0
-    g_lr_scale: float | jax.Array = 1.0
+    noise: ArrayLike = 0
+    g_lr_scale: ArrayLike = 1.0
 
 
 class Draws(NamedTuple):
@@ -80,7 +81,7 @@ class Update:
         self.g_optimizer = state_lib.optimizer(config, config["optim"]["g_lr"])
         self.d_optimizer = state_lib.d_optimizer(config)
 
-    def draw(self, step: jax.Array, noise: int | jax.Array = 0) -> Draws:
+    def draw(self, step: jax.Array, noise: ArrayLike = 0) -> Draws:
         """Draws a step's latents and labels, a function of (seed, step, noise) on any mesh."""
         c = self.config
         size, model = config_lib.micro_batch_size(c), c["model"]
@@ -184,7 +185,7 @@ class Update:
         return state, logits | {"grad_norm": optax.tree.norm(grads)}
 
     def g_update(
-        self, state: GanState, *inputs, lr_scale: float | jax.Array = 1.0
+        self, state: GanState, *inputs, lr_scale: ArrayLike = 1.0
     ) -> tuple[GanState, dict]:
         """One G update from A micro-batches; inputs as for `g_gradients`, each [A, M, ...].
 

@@ -122,16 +122,15 @@ def test_diversity_falls_to_0_where_z_does_nothing_and_labels_do():
     state, numbers, look, vectors = looked(1)
     assert numbers["g_diversity"] > 0.1
     before = jax.tree.map(np.asarray, state)
+
     # What z reaches: the first linear, and the part of each condition behind the embedding.
-    deaf = (
-        lambda path, x: (  # noqa: E731
-            x * 0
-            if path[0].key == "linear" and path[-1].key == "kernel"
-            else x.at[8:].set(0)
-            if path[-2].key in ("gain", "bias") and path[-1].key == "kernel"
-            else x
-        )
-    )
+    def deaf(path, x):
+        if path[-1].key != "kernel":
+            return x
+        if path[0].key == "linear":
+            return x * 0
+        return x.at[8:].set(0) if path[-2].key in ("gain", "bias") else x
+
     params = jax.tree_util.tree_map_with_path(deaf, state.g_params)
     changed, _ = look(state.replace(g_params=params), vectors)
     assert changed["g_diversity"] < 1e-5
@@ -148,3 +147,16 @@ def test_diversity_is_the_distance_within_classes():
     want = np.mean([np.sqrt(np.mean((a - b) ** 2)) for a, b in images])
     got = spectra.diversity(jnp.asarray(images.reshape(8, 6, 6, 3)))
     np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_reals_are_measured_as_fakes_are():
+    rng = np.random.default_rng(1)
+    sheet = rng.integers(0, 256, (5, 3, 4, 4, 3), dtype=np.uint8)  # Rows, classes.
+    sheet[:, 1] = 128  # A class without pictures is grey; of one with a single picture, copies.
+    floats = np.float64(sheet) / 127.5 - 1
+    pairs = [(floats[i, k], floats[i + 1, k]) for i in (0, 2) for k in (0, 2)]
+    want = np.mean([np.sqrt(np.mean((a - b) ** 2)) for a, b in pairs])
+    got = spectra.real_diversity(sheet.reshape(15, 4, 4, 3), classes=3)
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+    assert spectra.real_diversity(sheet[:1].reshape(3, 4, 4, 3), classes=3) is None
+    assert spectra.real_diversity(sheet[:, 1], classes=1) is None
