@@ -159,7 +159,9 @@ class _Run:
     def _hang_watch(self):
         path = os.path.join(self.workdir, f"hang-{jax.process_index()}.txt")
         say = lambda line: print(f"\n{line}", file=sys.stderr, flush=True)  # noqa: E731
-        return hang.HangWatch(self.config.hang_dump_seconds, self.config.hang_exit_seconds, say, path)
+        return hang.HangWatch(
+            self.config.hang_dump_seconds, self.config.hang_exit_seconds, say, path
+        )
 
     def _steps(self, state, first, batches, saved, reporter, watch):
         c = self.config

@@ -104,5 +104,7 @@ def test_a_run_that_goes_on_after_the_stacks_is_left_alone(tmp_path):
 
 
 def test_the_end_comes_after_the_stacks(tmp_path):
-    with pytest.raises(ConfigError, match=r"hang_dump_seconds=9: must be below hang_exit_seconds=9"):
+    with pytest.raises(
+        ConfigError, match=r"hang_dump_seconds=9: must be below hang_exit_seconds=9"
+    ):
         hang.HangWatch(9, 9, print, tmp_path / "x")
