@@ -187,9 +187,10 @@ class _Run:
         self.heartbeat = heartbeat_seconds
         self.connect_seconds = connect_seconds
         self.address = asked.get("coordinator_address") or "the coordinator"
-        self.store: Store | None = None
+        self.store: Any = None  # A `Store`, once the processes are together.
         self.client: Any = None
-        self.me, self.count = asked.get("process_id"), asked.get("num_processes")
+        self.me: Any = asked.get("process_id")  # A cluster tells these two only then.
+        self.count: Any = asked.get("num_processes")
         self.interval = min(2.0, heartbeat_seconds / 10)
         self._leaving = False
         self._stop = threading.Event()
@@ -233,7 +234,6 @@ class _Run:
     def tell_left(self, code: int) -> None:
         """Says that this process ends, and if it is process 0 gives the others time to hear it."""
         self._leaving = True
-        assert self.store is not None
         # With process 0 gone there is nobody to tell, and a call may not return.
         teller = threading.Thread(target=self._tell, args=(code,), daemon=True)
         teller.start()
@@ -261,7 +261,7 @@ class _Run:
 
     def _live(self):
         number = 0
-        left_since = {}
+        left_since: dict[int, float] = {}
         while not self._stop.wait(self.interval):
             number += 1
             try:
@@ -380,7 +380,7 @@ def _asked(environment: Mapping[str, str]) -> dict[str, Any] | None:
                 raise ConfigError(f"{name}={given[name]!r}: must be a whole number.")
             asked[key] = int(given[name])
     count = asked.get("num_processes")
-    if count is None:
+    if count is None and cluster is not None:
         count = cluster.get_process_count()
     if count < 1:
         raise ConfigError(f"JAX_NUM_PROCESSES={count}: must be at least 1.")
@@ -391,7 +391,7 @@ def _asked(environment: Mapping[str, str]) -> dict[str, Any] | None:
     return asked if count > 1 else None
 
 
-def _cluster(environment):
+def _cluster(environment: Mapping[str, str]) -> Any:
     """Returns JAX's description of the cluster that this process is part of, if of any."""
     for kind in _clusters.ClusterEnv._cluster_types:
         # On a TPU pod one worker alone may work on its CPU.

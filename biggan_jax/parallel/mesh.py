@@ -60,9 +60,10 @@ def make_mesh(device_count: int) -> Mesh:
 
 def _share(device_count, processes):
     if device_count % processes:
+        nearest = max(1, round(device_count / processes)) * processes
         raise config_lib.ConfigError(
             f"device_count={device_count}: must be a multiple of the {processes} processes, each of"
-            f" which gives as many; nearest is {max(1, round(device_count / processes)) * processes}."
+            f" which gives as many; nearest is {nearest}."
         )
     return device_count // processes
 
