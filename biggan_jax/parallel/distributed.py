@@ -379,7 +379,7 @@ def _asked(environment: Mapping[str, str]) -> dict[str, Any] | None:
             if not given[name].isdecimal():
                 raise ConfigError(f"{name}={given[name]!r}: must be a whole number.")
             asked[key] = int(given[name])
-    count = asked.get("num_processes")
+    count: Any = asked.get("num_processes")
     if count is None and cluster is not None:
         count = cluster.get_process_count()
     if count < 1:
