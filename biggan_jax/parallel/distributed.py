@@ -10,6 +10,7 @@ sentence too.
 
 import contextlib
 import ctypes
+import errno
 import faulthandler
 import os
 import re
@@ -92,9 +93,10 @@ def start(heartbeat_seconds: int, connect_seconds: int = 300) -> None:
       heartbeat_seconds: silence after which a process counts as lost.
       connect_seconds: how long to wait for all processes.
 
+    Where the processes do not come together, this one ends with a sentence and code 69.
+
     Raises:
       ConfigError: if the environment is half-given or wrong.
-      SystemExit: with code 69, if the processes do not come together.
     """
     global _run
     if _run is not None:
@@ -105,6 +107,8 @@ def start(heartbeat_seconds: int, connect_seconds: int = 300) -> None:
     jax.config.update("jax_enable_preemption_service", False)  # train/preemption.py listens.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     _run = run = _Run(heartbeat_seconds, connect_seconds, asked)
+    if asked.get("process_id") == 0:
+        _check_port(asked.get("coordinator_address"))
     try:
         with _callback(run.jax_gave_up):
             jax.distributed.initialize(
@@ -115,9 +119,11 @@ def start(heartbeat_seconds: int, connect_seconds: int = 300) -> None:
                 shutdown_timeout_seconds=heartbeat_seconds,
             )
     except (RuntimeError, ValueError) as e:  # JaxRuntimeError is one.
+        if _jax_distributed.global_state.client is not None:
+            run.jax_gave_up()
+        # The detection of a cluster failed.
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-        _say(f"the processes of this run do not come together: {reason}; {_AGAIN}")
-        raise SystemExit(EXIT_CODE) from e
+        run.end(f"the processes of this run cannot come together: {reason}")
     run.watch()
 
 
@@ -181,9 +187,10 @@ class _Run:
         self.heartbeat = heartbeat_seconds
         self.connect_seconds = connect_seconds
         self.address = asked.get("coordinator_address") or "the coordinator"
-        self.store: Store | None = None
+        self.store: Any = None  # A `Store`, once the processes are together.
         self.client: Any = None
-        self.me, self.count = asked.get("process_id"), asked.get("num_processes")
+        self.me: Any = asked.get("process_id")  # A cluster tells these two only then.
+        self.count: Any = asked.get("num_processes")
         self.interval = min(2.0, heartbeat_seconds / 10)
         self._leaving = False
         self._stop = threading.Event()
@@ -219,7 +226,7 @@ class _Run:
                 f" to {self.heartbeat + 5} seconds to learn which"
             )
             time.sleep(self.heartbeat + 5)  # The watch ends this process meanwhile.
-            self._end("another process is lost")
+            self.end("another process is lost")
         self._leaving = True
         # Whatever this process does now, it ends: another's data may never come.
         faulthandler.dump_traceback_later(self.heartbeat + 5, exit=True)
@@ -227,7 +234,6 @@ class _Run:
     def tell_left(self, code: int) -> None:
         """Says that this process ends, and if it is process 0 gives the others time to hear it."""
         self._leaving = True
-        assert self.store is not None
         # With process 0 gone there is nobody to tell, and a call may not return.
         teller = threading.Thread(target=self._tell, args=(code,), daemon=True)
         teller.start()
@@ -244,18 +250,18 @@ class _Run:
         if self._leaving:
             threading.Event().wait()  # This process ends by itself; let it.
         if self.store is None:
-            self._end(
+            self.end(
                 f"process {self.me} of {self.count}: not all processes have come to"
                 f" {self.address} within {self.connect_seconds} seconds; look whether all were"
                 " started and can reach that address"
             )
         if self.me != 0:
-            self._end(f"{self._name(0)} at {self.address} is gone since {_clock(time.monotonic())}")
-        self._end("JAX's coordination service says that another process is lost")
+            self.end(f"{self._name(0)} at {self.address} is gone since {_clock(time.monotonic())}")
+        self.end("JAX's coordination service says that another process is lost")
 
     def _live(self):
         number = 0
-        left_since = {}
+        left_since: dict[int, float] = {}
         while not self._stop.wait(self.interval):
             number += 1
             try:
@@ -270,7 +276,7 @@ class _Run:
                 continue  # `_count` knows since when.
             self._answered = time.monotonic()
             if verdict is not None:
-                self._end(verdict)
+                self.end(verdict)
 
     def _verdict(self, left_since):
         """Returns what is wrong with one of the processes, or None; asked in process 0 alone."""
@@ -295,7 +301,7 @@ class _Run:
     def _count(self):
         while not self._stop.wait(self.interval / 2):
             if time.monotonic() - self._answered > self.heartbeat:
-                self._end(
+                self.end(
                     f"{self._name(0)} at {self.address} has not answered since"
                     f" {_clock(self._answered)} (heartbeat_seconds={self.heartbeat}): it stands"
                     " still, or its machine is gone"
@@ -306,7 +312,8 @@ class _Run:
             return f"process {process}"
         return f"process {process} (host {self.store.get(f'host/{process}') or 'unknown'})"
 
-    def _end(self, why):
+    def end(self, why: str) -> None:
+        """Ends this process with a sentence, unless it is about to end by itself."""
         if self._leaving or self._stop.is_set():
             threading.Event().wait()
         _say(f"{why}; {_AGAIN}")
@@ -372,8 +379,8 @@ def _asked(environment: Mapping[str, str]) -> dict[str, Any] | None:
             if not given[name].isdecimal():
                 raise ConfigError(f"{name}={given[name]!r}: must be a whole number.")
             asked[key] = int(given[name])
-    count = asked.get("num_processes")
-    if count is None:
+    count: Any = asked.get("num_processes")
+    if count is None and cluster is not None:
         count = cluster.get_process_count()
     if count < 1:
         raise ConfigError(f"JAX_NUM_PROCESSES={count}: must be at least 1.")
@@ -384,7 +391,7 @@ def _asked(environment: Mapping[str, str]) -> dict[str, Any] | None:
     return asked if count > 1 else None
 
 
-def _cluster(environment):
+def _cluster(environment: Mapping[str, str]) -> Any:
     """Returns JAX's description of the cluster that this process is part of, if of any."""
     for kind in _clusters.ClusterEnv._cluster_types:
         # On a TPU pod one worker alone may work on its CPU.
@@ -392,6 +399,23 @@ def _cluster(environment):
         if kind.name in _CLUSTERS and not no_tpu and kind.is_env_present():
             return kind
     return None
+
+
+def _check_port(address):
+    """JAX dies of a segmentation fault where process 0 cannot have its port."""
+    default = f"[::]:{address.rpartition(':')[2]}" if address else ""
+    host, _, port = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", default).rpartition(":")
+    if not host:
+        return
+    host = host.strip("[]")
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.bind((host, int(port)))
+    except OSError as e:
+        if e.errno == errno.EADDRINUSE:
+            assert _run is not None
+            _run.end(f"process 0 cannot listen at port {port}: {e.strerror}")
 
 
 def _clock(then):

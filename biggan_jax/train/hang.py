@@ -1,8 +1,8 @@
 """A run that stands still: all stacks first, then an end, so that the launcher can start it again.
 
-The watch is a thread, so it needs the interpreter lock for a moment. Code that never lets go of the
-lock would stop it too; Python's own timer, which is a thread without need of the lock, stands behind
-it and ends the process a little later.
+The watch is a thread, so it needs the interpreter lock for a moment. Code that never lets go of
+the lock would stop it too; Python's own timer, a thread without need of the lock, stands behind it
+and ends the process a little later.
 """
 
 import contextlib

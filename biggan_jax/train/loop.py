@@ -110,7 +110,8 @@ def _train(config, workdir, asked, start):
         _say("\n".join(lines))
     probe.check_shared(workdir)
     with files.disk_errors_named(workdir):
-        run.write_start(facts, data_report.reals(batches, resolved, run.rows, run.classes))
+        reals = data_report.reals(batches, resolved, run.rows, run.classes)
+        run.write_start(facts, reals)
         start.end("data")
         return run.train(batches, first_state)
 
@@ -128,13 +129,14 @@ class _Run:
         self.images_per_step = config.batch_size * config.d_steps
         self.sampler = sampler.Sampler(config, mesh, lambda: self._passed("a batch of samples"))
         self.ledger = rollback.Ledger(workdir, self.is_main)
-        self.watchdog = watchdog.Watchdog(config.watch)
+        self.watchdog: watchdog.Watchdog
         self.pending: list[tuple] = []  # Numbers on their way from the devices.
         self.state: GanState
         self.finished_a_step = False  # In this process.
 
     def write_start(self, facts: Mapping[str, Any], reals: np.ndarray) -> None:
-        """Writes what is known before the first step."""
+        """Writes what is known before the first step, and shows the watchdog the reals."""
+        self.watchdog = watchdog.Watchdog(self.config.watch, _diversity(reals, self.classes))
         if not self.is_main:
             return
         os.makedirs(os.path.join(self.workdir, "samples"), exist_ok=True)
@@ -175,7 +177,7 @@ class _Run:
     def _hang_watch(self):
         c = self.config
         path = os.path.join(self.workdir, f"hang-{jax.process_index()}.txt")
-        say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+        say = lambda line: print(f"\n{line}", file=sys.stderr, flush=True)  # noqa: E731
         return hang.HangWatch(c.hang_dump_seconds, c.hang_exit_seconds, say, path)
 
     def _begin(self, among=lambda step: True):
@@ -281,10 +283,9 @@ class _Run:
                 alarm = self.watchdog.see(step, numbers)
             if alarm is None:
                 continue
-            if self.config.watch.policy != "ignore" or alarm.rule == watchdog.NAN:
+            if self.config.watch.policy != "ignore" or alarm.rule == "nan":
                 raise _Alarmed(alarm, numbers)
-            _say(f"alarm, ignored as watch.policy says: {alarm.text}")
-            self.watchdog.after_rollback()  # It is said once, not at each further step.
+            _say(f"alarm, ignored as watch.policy says: rule {alarm.rule!r}: {alarm.text}")
 
     def _judge_look(self, step, numbers):
         names = spectra.names(self.config)
@@ -330,7 +331,7 @@ class _Run:
         """Goes back to before the trouble, or stops the run."""
         c = self.config
         number = len(self.ledger.rollbacks) + 1
-        _say(f"alarm at step {alarm.step:,}: {alarm.text}")
+        _say(f"alarm: rule {alarm.rule!r}: {alarm.text}")
         folder = self._evidence(f"{number}-{alarm.rule}-{alarm.step}", alarm, numbers)
         stop = None
         if c.watch.policy != "rollback":
@@ -341,22 +342,21 @@ class _Run:
             self.saved.wait()
             self.reporter.status("stopped", last_checkpoint=self.saved.latest_step())
             raise Diverged(
-                f"step {alarm.step:,}: rule {alarm.rule!r} in {alarm.where}: {alarm.text}; {stop};"
-                f" see {folder}. The checkpoints of before are kept."
+                f"rule {alarm.rule!r}: {alarm.text[:-1]}; {stop}. The checkpoints of before are"
+                f" kept; what is known of it is in {folder}."
             )
-        limit = alarm.since - (1 if alarm.rule == watchdog.NAN else c.watch.margin)
+        limit = alarm.since - (1 if alarm.rule == "nan" else c.watch.margin)
         healthy = lambda step: step % c.checkpoint_every == 0 and step <= limit  # noqa: E731
         to = self.saved.newest(healthy) or 0
         self.ledger.add(rollback.Rollback(number, alarm.step, to, alarm.rule, alarm.text))
         self.saved.set_aside_after(to, number)
         self.pending = []
-        self.watchdog = watchdog.Watchdog(c.watch)
         _say(
             f"rollback {number} of at most {c.watch.max_rollbacks}: from step {alarm.step:,} to"
             f" {to:,}, with other random numbers"
         )
         self._begin(healthy)
-        self.watchdog.after_rollback()
+        self.watchdog.after_rollback(int(self.state.step))
 
     def _evidence(self, name, alarm, numbers):
         """Keeps what a rollback would lose: the numbers so far, and a sheet."""
@@ -421,6 +421,15 @@ def _report(reporter, step, values):
     reporter.progress(step, {k: values[k] for k in ("d_loss", "g_loss", "d_real", "d_fake")})
     reporter.scalars(step, values)
     reporter.status("train", step=step)
+
+
+def _diversity(reals, classes):
+    """How far the first two reals of each class lie apart; None where there is one of each."""
+    if len(reals) < 2 * classes:
+        return None
+    pairs = reals[: 2 * classes].reshape(2, classes, *reals.shape[1:])
+    pairs = pairs.swapaxes(0, 1).reshape(-1, *reals.shape[1:])
+    return float(spectra.diversity(pairs / np.float32(127.5) - 1)) or None
 
 
 def _plain(value):
