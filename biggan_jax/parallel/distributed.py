@@ -229,7 +229,7 @@ class _Run:
             self.end("another process is lost")
         self._leaving = True
         # Whatever this process does now, it ends: another's data may never come.
-        faulthandler.dump_traceback_later(self.heartbeat + 5, exit=True)
+        faulthandler.dump_traceback_later(self.heartbeat + 5, exit=True, file=2)
 
     def tell_left(self, code: int) -> None:
         """Says that this process ends, and if it is process 0 gives the others time to hear it."""

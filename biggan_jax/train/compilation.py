@@ -29,11 +29,12 @@ def use_cache(setting: str, workdir: str) -> None:
         return
     folder = setting
     if setting == "auto":
-        if jax.config.jax_compilation_cache_dir and not _ours(jax.config.jax_compilation_cache_dir):
+        told = jax.config.values["jax_compilation_cache_dir"]
+        if told and not _ours(told):
             return
         folder = os.path.join(os.path.dirname(os.path.abspath(workdir)), NAME, _machine())
     files.check_folder(folder, "compilation_cache")
-    if folder != jax.config.jax_compilation_cache_dir:
+    if folder != jax.config.values["jax_compilation_cache_dir"]:
         compilation_cache.reset_cache()  # JAX keeps to the first folder otherwise.
         jax.config.update("jax_compilation_cache_dir", folder)
 

@@ -94,7 +94,7 @@ class HangWatch:
         if self._last is None or self._pauses or self._over:
             faulthandler.cancel_dump_traceback_later()
         else:
-            faulthandler.dump_traceback_later(self._backstop, exit=True)
+            faulthandler.dump_traceback_later(self._backstop, exit=True, file=2)
         self._changed.notify()
 
     def _watch(self):

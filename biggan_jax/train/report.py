@@ -245,8 +245,8 @@ def _drop_lines_after(path, step, rollbacks=()):
     # After what was known when it happened, which is what lies before the step gone back to.
     for back in reversed(rollbacks):
         place = sum(json.loads(line)["step"] <= back.to for line in kept)
-        line = {"step": back.at, "rollback": back.number, "from": back.at, "to": back.to}
-        kept.insert(place, json.dumps(line | {"rule": back.rule, "text": back.text}) + "\n")
+        entry = {"step": back.at, "rollback": back.number, "from": back.at, "to": back.to}
+        kept.insert(place, json.dumps(entry | {"rule": back.rule, "text": back.text}) + "\n")
     if kept != lines:
         files.write_whole(path, "".join(kept))
     return last
