@@ -129,7 +129,7 @@ def real_diversity(sheet: np.ndarray, classes: int) -> float | None:
     """
     rows = len(sheet) // classes // 2 * 2
     images = np.float64(sheet[: rows * classes]) / 127.5 - 1
-    pairs = images.reshape(rows // 2, 2, classes, -1)
+    pairs = images.reshape(rows // 2, 2, classes, sheet[0].size)
     apart = np.sqrt(np.mean(np.square(pairs[:, 0] - pairs[:, 1]), axis=-1))
     apart = apart[apart > 0]
     return float(apart.mean()) if apart.size else None
