@@ -136,7 +136,8 @@ class _Run:
 
     def write_start(self, facts: Mapping[str, Any], reals: np.ndarray) -> None:
         """Writes what is known before the first step, and shows the watchdog the reals."""
-        self.watchdog = watchdog.Watchdog(self.config.watch, _diversity(reals, self.classes))
+        usual = spectra.real_diversity(reals, self.classes)
+        self.watchdog = watchdog.Watchdog(self.config.watch, usual)
         if not self.is_main:
             return
         os.makedirs(os.path.join(self.workdir, "samples"), exist_ok=True)
@@ -165,7 +166,6 @@ class _Run:
             self.start.end("restore" if int(self.state.step) else "first weights")
             self.step_fn = step_lib.make_train_step(c, self.mesh)
             self.look = spectra.make_look(c, self.mesh)
-            self.vectors: Any = None
             try:
                 while not self._stretch(batches):
                     pass
@@ -203,6 +203,7 @@ class _Run:
         count = len(self.ledger.rollbacks)
         self.control = step_lib.Control(np.int32(count), np.float32(c.watch.g_lr_factor**count))
         self.last_saved = first
+        self.vectors: Any = None  # Of looks at what was left behind, perhaps NaN.
         self.reporter.start(first, self.ledger.rollbacks)
         self.reporter.status("train", last_checkpoint=first or None, rollbacks=count)
 
@@ -421,15 +422,6 @@ def _report(reporter, step, values):
     reporter.progress(step, {k: values[k] for k in ("d_loss", "g_loss", "d_real", "d_fake")})
     reporter.scalars(step, values)
     reporter.status("train", step=step)
-
-
-def _diversity(reals, classes):
-    """How far the first two reals of each class lie apart; None where there is one of each."""
-    if len(reals) < 2 * classes:
-        return None
-    pairs = reals[: 2 * classes].reshape(2, classes, *reals.shape[1:])
-    pairs = pairs.swapaxes(0, 1).reshape(-1, *reals.shape[1:])
-    return float(spectra.diversity(pairs / np.float32(127.5) - 1)) or None
 
 
 def _plain(value):
