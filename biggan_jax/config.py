@@ -75,6 +75,7 @@ _NOT_NEGATIVE = (
     "watch.margin",
     "watch.flat_gap",
     "watch.won_loss",
+    "watch.diversity_after",
     "data.cache_mib",
     "data.fraction_seed",
     "optim.g_ortho",
@@ -142,7 +143,8 @@ def default() -> ml_collections.ConfigDict:
     c.watch.flat_gap = 0.03  # Mean |D(real) - D(fake)| below: D tells nothing apart.
     c.watch.won_loss = 0.02  # D's mean loss below: D has won.
     c.watch.loss_limit = 50.0  # Half the losses above: they run away.
-    c.watch.diversity_drop = 0.5  # Share of the reals' diversity.
+    c.watch.diversity_drop = 0.4  # Share of the usual diversity of fakes, or that of reals: below.
+    c.watch.diversity_after = 5000  # The step from which on it is compared with that of reals.
     c.watch.sigma_growth = 3.0  # Times the singular value of sigma_looks looks ago.
     c.watch.sigma_looks = 5
 

@@ -15,8 +15,8 @@ def get_config(variant: str = ""):
     c = config_lib.default()
     c.name = "digits"
     c.update(num_steps=1700, batch_size=32, keep_checkpoints=3)
-    c.update(log_every=25, checkpoint_every=200, sample_every=200)
-    c.watch.margin = 200
+    c.update(log_every=25, checkpoint_every=200, sample_every=200, watch_every=25)
+    c.watch.update(margin=200, diversity_after=50)
     c.data.update(name="digits", split="train")
     c.model.update(resolution=16, num_classes=10, g_ch=16, d_ch=16, z_dim=48, shared_dim=32)
     c.model.update(g_attention=(), d_attention=())

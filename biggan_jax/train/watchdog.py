@@ -12,9 +12,10 @@ d_won: D's mean loss over a window is below `won_loss`. The hinge loss is 0 only
   are above 1 and all fakes below -1: D has nothing left to learn and G does not follow.
 runaway: half the steps of a window have D's loss, or the size of G's, above `loss_limit`. Usual are
   0 to 3 (Brock et al. 2018 saw 300 with D frozen); a wild step or two are no alarm.
-diversity: fakes of one class are nearer to each other than `diversity_drop` of how far reals are
-  apart, in two looks in a row: G makes one image, or one a class. Where reals tell nothing (classes
-  of one picture), the median of the looks before is taken.
+diversity: in two looks in a row, fakes of one class are nearer to each other than `diversity_drop`
+  of what is usual: G makes one image, or one a class. Usual is the median of the looks before, once
+  there are five, and after step `diversity_after` also how far reals are apart. Not before: how
+  alike the blurs are that a model begins with is nobody's measure.
 sigma: the largest singular value of a weight is `sigma_growth` times what it was `sigma_looks`
   looks ago (or 1, if it was less). In the paper those of G explode at collapse, and grow slowly
   before.
@@ -33,6 +34,7 @@ from typing import Any
 from biggan_jax.gan import step as step_lib
 
 _LOOKS = 50  # Looks whose median diversity is the usual one.
+_FEWEST_LOOKS = 5  # That have a median worth the name.
 _LOW_LOOKS = 2  # In a row that make an alarm.
 
 
@@ -166,12 +168,15 @@ class Watchdog:
         return Alarm(rule, step, max(0, step - count), where, text)
 
     def _look_at_diversity(self, step, diversity):
-        what, usual = "the reals'", self._real_diversity
-        if usual is None:
-            before = [value for _, value in self._diversities]
-            what, usual = "its median before,", statistics.median(before) if before else 0.0
+        usual = {}
+        if len(self._diversities) >= _FEWEST_LOOKS:
+            before = statistics.median(value for _, value in self._diversities)
+            usual["its median before,"] = before
+        if self._real_diversity is not None and step > self._watch["diversity_after"]:
+            usual["the reals'"] = self._real_diversity
+        what = max(usual, key=lambda name: usual[name], default="")
         share = self._watch["diversity_drop"]
-        if not diversity < share * usual:
+        if not what or not diversity < share * usual[what]:
             self._low = []
             self._diversities.append((step, diversity))
             return None
@@ -179,11 +184,12 @@ class Watchdog:
         self._low.append(step)
         if len(self._low) < _LOW_LOOKS:
             return None
-        since = self._diversities[-1][0] if self._diversities else 0
+        limit = share * usual[what]
+        since = max((at for at, value in self._diversities if value >= limit), default=0)
         self._low = []
         text = (
             f"step {step:,}: fakes of one class are {diversity:.3g} apart, for {_LOW_LOOKS} looks"
-            f" below watch.diversity_drop = {share:g} of {what} {usual:.3g}."
+            f" below watch.diversity_drop = {share:g} of {what} {usual[what]:.3g}."
         )
         return Alarm("diversity", step, since, "diversity", text)
 

@@ -114,8 +114,11 @@ def test_fakes_alike_in_two_looks_are_an_alarm(reals):
 
 def test_fakes_alike_from_the_start_need_the_reals_to_be_seen():
     same = lambda step: 0.1  # noqa: E731
-    alarm = run(watchdog.Watchdog(settings(), REALS), 1, 2000, diversity=same)
-    assert (alarm.rule, alarm.step, alarm.since) == ("diversity", 200, 0)
+    # Not before `diversity_after`: models begin with blurs.
+    for after, step in ((0, 200), (1000, 1200)):
+        dog = watchdog.Watchdog(settings(diversity_after=after), REALS)
+        alarm = run(dog, 1, 2000, diversity=same)
+        assert (alarm.rule, alarm.step, alarm.since) == ("diversity", step, 0)
     assert run(watchdog.Watchdog(settings(), None), 1, 2000, diversity=same) is None
 
 
