@@ -79,7 +79,7 @@ def test_killed_at_random_moments_it_ends_bit_identical(data_dir, tmp_path):
     for _ in range(kills):
         process = start(command(killed, data_dir, **settings))
         # Counted from where it goes on: start-up differs from machine to machine.
-        wait = draw.uniform(0, 2 * steps / kills)
+        wait = draw.uniform(0, 1.2 * steps / kills)
         first = None
         for line in process.stdout:
             if match := re.match(r"going on from the checkpoint of step ([\d,]+)", line):
@@ -156,7 +156,8 @@ def test_another_topology_goes_on_with_the_same_batches_and_losses(data_dir, tmp
             for line in path.read_text().splitlines():
                 columns.setdefault(int(line.split()[0]), []).append(line.split()[1])
         assert sorted(columns) == list(range(16)) and {len(c) for c in columns.values()} == {50}
-        batches[name] = columns
+        # Batches are put on the devices as they get ready, not in their order.
+        batches[name] = {column: sorted(hashes) for column, hashes in columns.items()}
     for name in losses:
         print(name, np.abs(losses[name] - losses["2x4"]).max())
         assert batches[name] == batches["2x4"]
