@@ -323,10 +323,16 @@ class _Run:
         else:
             if step != self.last_saved:
                 self._save(step, {})
-        self.saved.wait()
-        self.reporter.status("preempted", last_checkpoint=self.saved.latest_step())
-        _say(f"saved; step {self.saved.latest_step():,} is where the same command goes on")
+        saved = self._last_checkpoint()
+        self.reporter.status("preempted", last_checkpoint=saved)
+        if saved is not None:
+            _say(f"saved; step {saved:,} is where the same command goes on")
         return preemption.Preempted(step)
+
+    def _last_checkpoint(self):
+        """Waits for the save under way; in all processes, as none may leave before it is whole."""
+        self.saved.wait()
+        return self.saved.newest()
 
     def _answer(self, alarm, numbers):
         """Goes back to before the trouble, or stops the run."""
@@ -340,8 +346,7 @@ class _Run:
         elif number > c.watch.max_rollbacks:
             stop = f"{c.watch.max_rollbacks} rollbacks have not helped (watch.max_rollbacks)"
         if stop:
-            self.saved.wait()
-            self.reporter.status("stopped", last_checkpoint=self.saved.latest_step())
+            self.reporter.status("stopped", last_checkpoint=self._last_checkpoint())
             raise Diverged(
                 f"rule {alarm.rule!r}: {alarm.text[:-1]}; {stop}. The checkpoints of before are"
                 f" kept; what is known of it is in {folder}."
@@ -392,8 +397,7 @@ class _Run:
 
     def _finish(self):
         c = self.config
-        self.saved.wait()
-        self.reporter.status("train", last_checkpoint=self.saved.latest_step())
+        self.reporter.status("train", last_checkpoint=self._last_checkpoint())
         latest = os.path.join(self.workdir, "samples", f"fakes_{c.num_steps:06d}.png")
         path = os.path.join(self.workdir, "samples.png")
         if not self.finished_a_step and not os.path.exists(latest):  # It ended before this start.
