@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -168,19 +169,27 @@ def test_another_topology_goes_on_with_the_same_batches_and_losses(data_dir, tmp
 PHASES = ("start-up", "compilation", "training", "sampling", "saving")
 
 
-def reached(phase, line, run, draw):
-    """Whether now is the moment, by what was said last."""
-    if phase == "start-up":
-        return True
-    if phase == "compilation":
-        return "compiling the step" in line
-    if "step " not in line or "/" not in line:
-        return False
-    if phase == "training":
-        return draw.random() < 0.05
-    if phase == "sampling":
-        return json.loads((run / "status.json").read_text())["phase"] == "sample"
-    return any(p.name.endswith(".tmp") for p in (run / "checkpoints").iterdir())
+def wait_for(phase, process, run, said, draw):
+    """Returns in that phase; `said` goes on filling."""
+    begun = {"compilation": "compiling the step"}.get(phase, "start to first step")
+    for line in process.stdout:
+        said.append(line)
+        if begun in line:
+            break
+    rest = threading.Thread(target=lambda: said.extend(process.stdout))
+    rest.start()
+    deadline = time.monotonic() + 120
+    while phase in ("sampling", "saving") and time.monotonic() < deadline:
+        # Files say it; lines may come late.
+        if phase == "saving" and any(run.glob("checkpoints/*.tmp")):
+            break
+        if phase == "sampling" and '"phase": "sample"' in (run / "status.json").read_text():
+            break
+        time.sleep(0.002)
+    assert time.monotonic() < deadline, "".join(said)
+    if phase in ("compilation", "training"):
+        time.sleep(draw.uniform(0, 2))
+    return rest
 
 
 def ask_to_leave(processes, phase, number, run, data_dir, draw):
@@ -196,24 +205,22 @@ def ask_to_leave(processes, phase, number, run, data_dir, draw):
     said = []
     with start(words) as process, contextlib.ExitStack() as stack:
         stack.callback(process.kill)
+        rest = None
         if phase == "start-up":
             while processes > 1 and not pids.exists():
                 time.sleep(0.01)
             time.sleep(draw.uniform(0.2, 3.0))
         else:
-            for line in process.stdout:
-                said.append(line)
-                # Files say it too, between two lines.
-                if reached(phase, line, run, draw):
-                    break
-            if phase in ("compilation", "training"):
-                time.sleep(draw.uniform(0, 0.5))
+            rest = wait_for(phase, process, run, said, draw)
         one = process.pid
         if processes > 1:
             one = int(pids.read_text().split()[draw.randrange(processes)])
         os.kill(one, number)
         asked = time.monotonic()
-        said.append(process.stdout.read())
+        if rest is None:
+            said.extend(process.stdout)
+        else:
+            rest.join()
         return process.wait(), "".join(said), time.monotonic() - asked
 
 
