@@ -221,12 +221,14 @@ def digest(workdir: str) -> dict:
     return {"step": facts["step"], "digest": facts["digest"]}
 
 
-def run(workdir: str, steps: int, nan_steps: list[int], until: float, draw, say) -> dict:
+def run(
+    workdir: str, steps: int, nan_steps: list[int], until: float, pause: float, draw, say
+) -> dict:
     """Runs a pod to its end, disturbing it until a time; returns what happened."""
     pod = Pod(workdir, steps, nan_steps)
     happened: list[str] = []
     hangs = 0
-    next_at = time.monotonic() + draw.uniform(3, 60)
+    next_at = time.monotonic() + draw.uniform(3, pause)
     try:
         while not pod.done():
             time.sleep(0.1)
@@ -241,7 +243,7 @@ def run(workdir: str, steps: int, nan_steps: list[int], until: float, draw, say)
             if now < next_at or now > until:
                 continue
             # Starting takes some ten seconds: moments before and after the first step both come.
-            next_at = now + draw.uniform(3, 60)
+            next_at = now + draw.uniform(3, pause)
             what = disturb(draw.choice(ACTIONS), pod, workdir, draw)
             if what:
                 happened.append(what)
@@ -269,6 +271,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=10, help="of disturbing")
     parser.add_argument("--steps", type=int, default=1200, help="of the run")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pause", type=float, default=60, help="seconds between, at most")
     parser.add_argument("--nan", default="190,410,700", help="steps that go wrong; '' for none")
     parser.add_argument("--workdir", help="to keep; default: a temporary folder, removed")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -285,10 +288,10 @@ def main(argv: list[str] | None = None) -> int:
         os.makedirs(folder, exist_ok=True)
         calm, chaotic = (os.path.join(folder, name) for name in ("calm", "chaos"))
         say(f"the undisturbed run of {args.steps} steps ...")
-        undisturbed = run(calm, args.steps, nan_steps, 0.0, draw, say)
+        undisturbed = run(calm, args.steps, nan_steps, 0.0, args.pause, draw, say)
         say("the disturbed run ...")
         until = time.monotonic() + 60 * args.minutes
-        disturbed = run(chaotic, args.steps, nan_steps, until, draw, say)
+        disturbed = run(chaotic, args.steps, nan_steps, until, args.pause, draw, say)
         codes = [undisturbed["exit_code"], disturbed["exit_code"]]
         runs = zip((calm, chaotic), codes, strict=True)
         ends = [digest(workdir) if code == 0 else None for workdir, code in runs]
