@@ -137,6 +137,11 @@ def process_count() -> int:
     return _jax_distributed.global_state.num_processes if _run is not None else 1
 
 
+def process_index() -> int:
+    """Returns which of them this one is, without waking JAX's backend."""
+    return _jax_distributed.global_state.process_id if _run is not None else 0
+
+
 def end() -> None:
     """Waits for all processes to come here, however long the others work, and parts from them."""
     global _run

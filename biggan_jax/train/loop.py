@@ -84,7 +84,9 @@ def train(
         # `resolve` refuses numbers below 1, but needs to know the devices.
         distributed.joined(max(1, config.heartbeat_seconds)),
     ):
-        asked.join(distributed.store(), jax.process_index(), jax.process_count())
+        # Without waking JAX's backend: how many devices it shows is not said yet.
+        me, count = distributed.process_index(), distributed.process_count()
+        asked.join(distributed.store(), me, count)
         return _train(config, workdir, asked, start)
 
 
