@@ -177,15 +177,18 @@ def _train(args):
     if not args.workdir:
         raise ConfigError("--workdir: say into which folder the run is to be written.")
     # Until the loop listens itself there is nothing to save, and importing takes seconds.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(75))
-    from biggan_jax.train import loop
-
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda *_: os._exit(75)) for number in signals]
     try:
+        from biggan_jax.train import loop
+
         loop.train(config, args.workdir, _STARTED)
     except loop.Diverged as e:
         print(f"biggan train: stopped: {e}", file=sys.stderr)
         return 3
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
     return 0
 
 

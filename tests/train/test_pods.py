@@ -81,7 +81,10 @@ def test_two_processes_are_one_run(two, config_file, tmp_path):
     for mine, theirs in zip(*lines, strict=False):
         mine, theirs = json.loads(mine), json.loads(theirs)
         assert mine.keys() == theirs.keys() and mine["step"] == theirs["step"]
-        np.testing.assert_allclose(list(mine.values()), list(theirs.values()), atol=1e-4, rtol=1e-4)
+        for name, value in mine.items():
+            # Gradients jump where rounding turns a ReLU over, as tests/gan/test_step.py has it.
+            limit = 1e-2 if name.endswith("grad_norm") else 1e-4
+            np.testing.assert_allclose(value, theirs[name], atol=limit, rtol=limit, err_msg=name)
     sheets = [np.asarray(Image.open(r / "samples" / "fakes_000000.png"), int) for r in (run, one)]
     assert np.abs(sheets[0] - sheets[1]).max() <= 1  # Rounded to whole levels.
     reals = [(r / "samples" / "reals.png").read_bytes() for r in (run, one)]
