@@ -22,6 +22,7 @@ from biggan_jax import config
 def get_config(variant=""):
     c = config.shrink(config.load({digits!r}))
     c.update(num_steps=40, checkpoint_every=10, sample_every=20, heartbeat_seconds=10)
+    c.watch_every = 10
     c.data.dir = {data_dir!r}
     return c
 """
