@@ -72,7 +72,7 @@ def run_pod(
             if code in NOT_AGAIN or asked:
                 return code
             if left:
-                _say(f"the pod ended with code {code}: starting all of it again, {left} left")
+                _say(f"the pod ended with code {code}: starting all of it again, {left - 1} left")
         return code
     finally:
         for number, handler in before.items():
