@@ -16,9 +16,10 @@ one that is neither 0 nor 75, else 75. A process ended by signal N counts as 128
 
 import argparse
 import contextlib
-import ctypes
+import errno
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,8 +29,21 @@ import time
 from collections.abc import Mapping, Sequence
 
 NOT_AGAIN = (0, 2, 3)  # Done; bad input; stopped by the watchdog. All others start the pod again.
+_output = threading.Lock()
 _KILL_SECONDS = 10.0  # Between SIGTERM and SIGKILL.
-_PR_SET_PDEATHSIG = 1
+# Runs before the command, in its process. Not by `preexec_fn`: that is run between fork and exec,
+# where a program that has imported JAX, and so has threads, can come to stand still.
+_END_WITH_PARENT = """
+import ctypes, os, signal, sys
+for ignored_by_python in ("SIGPIPE", "SIGXFSZ"):
+    signal.signal(getattr(signal, ignored_by_python), signal.SIG_DFL)
+PR_SET_PDEATHSIG = 1
+if sys.platform.startswith("linux"):
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[1]):  # It ended before the line above.
+        os._exit(128 + signal.SIGKILL)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 
 def run_pod(
@@ -53,7 +67,13 @@ def run_pod(
       grace: seconds that the others get to end by themselves when one has ended with an error.
       env: the environment, before what is set here; default: this process's.
       pids: a file that holds the process ids, one a line, in order, while they run.
+
+    Raises:
+      FileNotFoundError: if there is no such program.
     """
+    path = os.environ.get("PATH") if env is None else env.get("PATH")
+    if shutil.which(command[0], path=path) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
     asked: list[int] = []  # Signals that came to this process.
     running: list[subprocess.Popen] = []
 
@@ -92,12 +112,11 @@ def _run_once(command, processes, devices, grace, env, pids, running, asked):
     try:
         for i in range(processes):
             process = subprocess.Popen(
-                command,
+                [sys.executable, "-ISc", _END_WITH_PARENT, str(os.getpid()), *command],
                 env=environment | {"JAX_PROCESS_ID": str(i)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C comes from here alone, and whole groups can end.
-                preexec_fn=_end_with_parent(),
             )
             running.append(process)
             if asked:  # While this one was being started.
@@ -154,11 +173,9 @@ def _wait(running, grace):
 def _copy(index, stream):
     """Prints the lines of one process; each in one piece, so that those of two never mix."""
     prefix = f"[{index}] ".encode()
-    for line in stream:
-        data = prefix + line.rstrip(b"\n") + b"\n"
-        with contextlib.suppress(OSError):  # Nobody reads any more; the process shall go on.
-            while data:
-                data = data[os.write(1, data) :]
+    with stream:
+        for line in stream:
+            _write(1, prefix + line.rstrip(b"\n") + b"\n")
 
 
 def _signal(process, number):
@@ -167,20 +184,6 @@ def _signal(process, number):
             os.killpg(process.pid, number)
         elif process.poll() is None:
             process.send_signal(number)
-
-
-def _end_with_parent():
-    """Returns what a new process calls so that it is killed when this one ends, however it ends."""
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
-
-    def call():
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # It ended before the line above.
-            os._exit(128 + signal.SIGKILL)
-
-    return call
 
 
 def _free_port():
@@ -203,7 +206,14 @@ def _meaning(code):
 
 
 def _say(line):
-    os.write(2, f"local_pod: {line}\n".encode())
+    _write(2, f"local_pod: {line}\n".encode())
+
+
+def _write(descriptor, data):
+    # A pipe takes no more than PIPE_BUF bytes at once without those of another writer between.
+    with _output, contextlib.suppress(OSError):  # Nobody reads any more; the processes shall go on.
+        while data:
+            data = data[os.write(descriptor, data) :]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

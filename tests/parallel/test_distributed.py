@@ -148,10 +148,9 @@ how = sys.argv[1]
 with distributed.joined(10):
     mesh_of_all = mesh.make_mesh(jax.device_count())
     me, words = jax.process_index(), distributed.store()
-    assert words.get("a/b") is None
-    thread = threading.Thread(target=lambda: words.put("a/b", "first"))
     if me == 0:
-        thread.start()
+        assert words.get("a/b") is None
+        threading.Thread(target=lambda: words.put("a/b", "first")).start()
     assert words.wait("a/b", 20) == words.get("a/b") == "first"
     words.put(f"all/{me}", str(me))
     words.wait(f"all/{1 - me}", 20)
@@ -233,8 +232,13 @@ def test_when_one_is_lost_the_other_says_so_and_ends(lost, number, how, message)
 
 def test_an_end_waits_for_the_slowest_longer_than_the_heartbeat():
     started = peers("late")
-    for process in started:
-        out, err = process.communicate(timeout=60)
+    try:
+        ended = [process.communicate(timeout=60) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    for process, (out, err) in zip(started, ended, strict=True):
         assert process.returncode == 0 and out.endswith("parted\n"), err
 
 
