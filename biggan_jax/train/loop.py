@@ -5,10 +5,8 @@ starting it again from the latest checkpoint gives the run that would have been.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
-import shutil
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -28,13 +26,14 @@ from biggan_jax.gan import step as step_lib
 from biggan_jax.gan.state import GanState
 from biggan_jax.parallel import distributed
 from biggan_jax.parallel import mesh as mesh_lib
-from biggan_jax.sample import sampler, sheets
 from biggan_jax.train import (
     checkpoint,
     compilation,
     curves,
+    evidence,
     hang,
     phases,
+    pictures,
     preemption,
     probe,
     report,
@@ -112,7 +111,8 @@ def _train(config, workdir, asked, start):
         _say("\n".join(lines))
     probe.check_shared(workdir)
     with files.disk_errors_named(workdir):
-        reals = data_report.reals(batches, resolved, run.rows, run.classes)
+        s = resolved.sample
+        reals = data_report.reals(batches, resolved, s.rows, s.classes)
         run.write_start(facts, reals)
         start.end("data")
         return run.train(batches, first_state)
@@ -126,10 +126,10 @@ class _Run:
         self.class_names = class_names
         self.asked, self.start = asked, start
         self.is_main = jax.process_index() == 0
-        self.rows = config.sample.rows
-        self.classes = config.sample.classes
         self.images_per_step = config.batch_size * config.d_steps
-        self.sampler = sampler.Sampler(config, mesh, lambda: self._passed("a batch of samples"))
+        self.pictures = pictures.Pictures(
+            config, workdir, mesh, class_names, lambda: self._passed("a batch of samples")
+        )
         self.ledger = rollback.Ledger(workdir, self.is_main)
         self.watchdog: watchdog.Watchdog
         self.pending: list[tuple] = []  # Numbers on their way from the devices.
@@ -138,7 +138,7 @@ class _Run:
 
     def write_start(self, facts: Mapping[str, Any], reals: np.ndarray) -> None:
         """Writes what is known before the first step, and shows the watchdog the reals."""
-        usual = spectra.real_diversity(reals, self.classes)
+        usual = spectra.real_diversity(reals, self.config.sample.classes)
         self.watchdog = watchdog.Watchdog(self.config.watch, usual)
         if not self.is_main:
             return
@@ -147,7 +147,7 @@ class _Run:
         files.write_whole(os.path.join(self.workdir, runs.DATA), json.dumps(facts, indent=2) + "\n")
         # The config last: a folder that holds one is a run.
         files.write_whole(os.path.join(self.workdir, runs.CONFIG), config_lib.to_json(self.config))
-        self._save_sheet(reals, os.path.join("samples", "reals.png"), f"{facts['name']}: reals")
+        self.pictures.reals(reals, facts["name"])
 
     def train(self, batches: Batches, first_state: GanState | None) -> GanState:
         """Restores or starts, from `first_state` or random weights, then steps to the end."""
@@ -167,7 +167,7 @@ class _Run:
             self._begin()
             self.start.end("restore" if int(self.state.step) else "first weights")
             self.step_fn = step_lib.make_train_step(c, self.mesh)
-            self.look = spectra.make_look(c, self.mesh)
+            self.look, self.weight_names = spectra.make_look(c, self.mesh), spectra.names(c)
             try:
                 while not self._stretch(batches):
                     pass
@@ -291,10 +291,10 @@ class _Run:
             _say(f"alarm, ignored as watch.policy says: rule {alarm.rule!r}: {alarm.text}")
 
     def _judge_look(self, step, numbers):
-        names = spectra.names(self.config)
         sigmas, diversity = numbers["sigma"], float(numbers["g_diversity"])
-        self.reporter.look(step, diversity, dict(zip(names, sigmas.tolist(), strict=True)))
-        return self.watchdog.look(step, sigmas, names, diversity)
+        by_name = dict(zip(self.weight_names, sigmas.tolist(), strict=True))
+        self.reporter.look(step, diversity, by_name)
+        return self.watchdog.look(step, sigmas, self.weight_names, diversity)
 
     def _save(self, step, metrics):
         self.saved.save(step, self.state, self._meta(step), metrics)
@@ -341,7 +341,7 @@ class _Run:
         c = self.config
         number = len(self.ledger.rollbacks) + 1
         _say(f"alarm: rule {alarm.rule!r}: {alarm.text}")
-        folder = self._evidence(f"{number}-{alarm.rule}-{alarm.step}", alarm, numbers)
+        folder = self._evidence(number, alarm, numbers)
         stop = None
         if c.watch.policy != "rollback":
             stop = f"watch.policy is {c.watch.policy!r}"
@@ -366,41 +366,27 @@ class _Run:
         self._begin(healthy)
         self.watchdog.after_rollback(int(self.state.step))
 
-    def _evidence(self, name, alarm, numbers):
-        """Keeps what a rollback would lose: the numbers so far, and a sheet."""
-        folder = os.path.join(self.workdir, "evidence", name)
+    def _evidence(self, number, alarm, numbers):
+        """Keeps what a rollback would lose: the numbers so far, and a sheet; returns where."""
+        folder = evidence.name(number, alarm)
         if self.is_main:
-            os.makedirs(folder, exist_ok=True)
-            about = {**dataclasses.asdict(alarm), "numbers": jax.tree.map(_plain, numbers)}
-            path = os.path.join(folder, "alarm.json")
-            files.write_whole(path, json.dumps(about, indent=2) + "\n")
-            for log in (report.METRICS, report.SPECTRA):
-                if os.path.exists(os.path.join(self.workdir, log)):
-                    shutil.copy(os.path.join(self.workdir, log), folder)
-            curves.draw(folder)
+            evidence.write(self.workdir, folder, alarm, numbers)
         with contextlib.suppress(ValueError):  # Images of NaN are none.
-            self._draw_sheet(int(self.state.step), os.path.join("evidence", name, "fakes.png"))
-        return folder
+            self.pictures.fakes(self.state, os.path.join(folder, "fakes.png"))
+        return os.path.join(self.workdir, folder)
 
     def _sample(self, step):
-        """A sheet from latents and labels that stay the same through the run, and the curves."""
+        """The sheet of a step, and the curves."""
         self.reporter.status("sample", step=step)
-        picture = self._draw_sheet(step, os.path.join("samples", f"fakes_{step:06d}.png"))
+        picture = self.pictures.fakes(self.state, pictures.fakes_name(step))
         if step and self.is_main:
             self.reporter.image(step, "fakes", np.asarray(picture))
             curves.draw(self.workdir)
 
-    def _draw_sheet(self, step, name):
-        weights = sampler.ema_weights(self.state)
-        statistics = self.sampler.standing_statistics(weights)
-        labels = np.tile(np.arange(self.classes), self.rows)
-        images = self.sampler.sample(weights, statistics, labels, self.config.seed)
-        return self._save_sheet(images, name, f"{self.config.name}: step {step:,}, no truncation")
-
     def _finish(self):
         c = self.config
         self.reporter.status("train", last_checkpoint=self._last_checkpoint())
-        latest = os.path.join(self.workdir, "samples", f"fakes_{c.num_steps:06d}.png")
+        latest = os.path.join(self.workdir, pictures.fakes_name(c.num_steps))
         path = os.path.join(self.workdir, "samples.png")
         if not self.finished_a_step and not os.path.exists(latest):  # It ended before this start.
             self._sample(c.num_steps)
@@ -410,28 +396,11 @@ class _Run:
         self.reporter.status("done", step=c.num_steps)
         _say(f"done: step {c.num_steps:,}; samples are in {path}")
 
-    def _save_sheet(self, images, name, title):
-        """Every process makes the images; one writes them."""
-        if not self.is_main:
-            return None
-        picture = sheets.sheet(
-            images,
-            columns=self.classes,
-            column_labels=self.class_names[: self.classes],
-            title=title,
-        )
-        sheets.save_png(picture, os.path.join(self.workdir, name))
-        return picture
-
 
 def _report(reporter, step, values):
     reporter.progress(step, {k: values[k] for k in ("d_loss", "g_loss", "d_real", "d_fake")})
     reporter.scalars(step, values)
     reporter.status("train", step=step)
-
-
-def _plain(value):
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _has_checkpoint(workdir):
