@@ -15,8 +15,10 @@ demo: .venv/.installed
 	$(BIN)/biggan train --config=configs/digits.py --workdir=runs/digits
 	@echo "The samples are in runs/digits/samples.png"
 
+# Most of it is compiling, which uses one core; tests of several processes want the machine alone.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile -m "not multiprocess"
+	$(BIN)/python -m pytest -m multiprocess
 
 lint: .venv/.installed-test
 	$(BIN)/ruff format --check

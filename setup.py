@@ -66,7 +66,13 @@ setuptools.setup(
         "app": ["gradio>=5.0.0"],
         "export": ["onnxruntime>=1.20.0"],
         "interop": ["torch==2.13.0", "pytorch-pretrained-biggan==0.1.1"],
-        "test": ["grain>=0.2.12", "pytest>=8.3.0", "ruff>=0.12.0", "mypy>=1.15.0"],
+        "test": [
+            "grain>=0.2.12",
+            "pytest>=8.3.0",
+            "pytest-xdist>=3.6.0",
+            "ruff>=0.12.0",
+            "mypy>=1.15.0",
+        ],
     },
     entry_points={"console_scripts": ["biggan = biggan_jax.cli:main"]},
     classifiers=[
