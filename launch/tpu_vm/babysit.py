@@ -218,7 +218,7 @@ class _Babysitter:
                 " the command goes on from the last checkpoint.",
                 code,
             )
-        say(f"{what}; {self._left} tries left")
+        say(f"{what}; tries left: {self._left}")
 
 
 def _plan(shell, job, tries, poll, keep):

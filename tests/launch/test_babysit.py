@@ -29,7 +29,7 @@ def test_ready_preempted_recreated_done(tpu):
         f"started; the logs are in {tpu.cloud.root}/mnt/launch/big",
         "big is SUSPENDING",
         "big is SUSPENDED",
-        "the slice was lost (SUSPENDED); 19 tries left",
+        "the slice was lost (SUSPENDED); tries left: 19",
         "big is asked for",
         "big is CREATING",
         "big is ACTIVE",
@@ -51,8 +51,8 @@ def test_failed_thrice(tpu):
     tpu.cloud.plan("1 69", "137 69", "70 70", "0 0")
     code, _, err = tpu("babysit", "--tries=3", *SOON)
     assert code == 70
-    assert "training ended with code 1; 2 tries left" in err
-    assert "training ended with code 137; 1 tries left" in err
+    assert "training ended with code 1; tries left: 2" in err
+    assert "training ended with code 137; tries left: 1" in err
     last = err.splitlines()[-1]
     assert last == (
         "tpu_vm: big: gave up, no try is left; at the last one training ended with code 70. Given"
@@ -94,7 +94,7 @@ def test_when_one_worker_ends_the_others_are_ended(tpu):
     tpu.cloud.plan("69 hang", "0 0")
     code, _, err = tpu("babysit", "--grace=0.5", *SOON)
     assert code == 0, err
-    assert "training ended with code 69; 19 tries left" in err
+    assert "training ended with code 69; tries left: 19" in err
     log = (tpu.cloud.root / "mnt/launch/big/w-1.log").read_text()
     assert "ended with code 75" in log and "ended with code 0" in log
     assert tpu.cloud.verbs() == ["create", "delete"]
@@ -141,7 +141,7 @@ def test_a_lost_tpu_vm_is_made_anew(tpu):
     tpu.cloud.write(silent=[0, 1], node="PREEMPTED")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert "the TPU VM was lost (PREEMPTED); 19 tries left" in err
+    assert "the TPU VM was lost (PREEMPTED); tries left: 19" in err
     assert tpu.cloud.verbs() == ["create", "delete"] * 2
 
 
@@ -155,7 +155,7 @@ def test_one_lost_worker_costs_the_slice_once_the_others_have_ended(tpu):
     os.kill(pid, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert "a worker does not answer, and the TPU VM is READY; 19 tries left" in err
+    assert "a worker does not answer, and the TPU VM is READY; tries left: 19" in err
     assert tpu.cloud.verbs() == ["create", "delete"] * 2
 
 
@@ -177,7 +177,7 @@ def test_a_setup_that_fails(tpu):
     code, _, err = tpu("babysit", "--tries=2", *SOON)
     assert code == 1
     assert err.count("not our ref") == 4  # Of git; twice on both workers.
-    assert "the set-up failed" in err and "1 tries left" in err
+    assert "the set-up failed" in err and "tries left: 1" in err
     assert tpu.cloud.starts() == [0, 0] and tpu.cloud.verbs() == ["create", "delete"]
 
 

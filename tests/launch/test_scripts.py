@@ -1,5 +1,6 @@
 """Every shell script passes shellcheck, and sky.yaml is a task."""
 
+import ast
 import subprocess
 import sys
 import sysconfig
@@ -16,6 +17,7 @@ SCRIPTS = sorted(
     for path in ROOT.glob("launch/**/*")
     if path.is_file() and path.read_bytes().startswith(b"#!/usr/bin/env bash\n")
 )
+PROGRAMS = sorted(ROOT.glob("launch/**/*.py"))
 SKY = ROOT / "launch" / "sky.yaml"
 
 
@@ -39,6 +41,18 @@ def test_scripts(path):
 def test_shellcheck_finds_mistakes():
     code, out = shellcheck("--shell=bash", "-", text="cd $1\n")
     assert code == 1 and "SC2086" in out
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_programs_need_python_alone(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module]
+        for name in names:
+            assert name.split(".")[0] in {"launch", *sys.stdlib_module_names}, name
 
 
 @pytest.mark.parametrize("part", ["setup", "run"])

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from launch import job_file
+from launch.tpu_vm import __main__ as cli
 from launch.tpu_vm import job as job_lib
 from tests.launch.conftest import ROOT
 
@@ -236,3 +237,10 @@ def test_logs_are_followed_to_the_end_of_the_run(tpu):
     assert process.returncode == 0, err
     _, out, _ = tpu("logs", "--worker=1")  # It has ended by now.
     assert out.splitlines()[1].endswith("ended with code 75")
+
+
+def test_the_documented_commands_are_understood():
+    lines = (ROOT / "docs" / "pods.md").read_text().splitlines()
+    lines = [line for line in lines if line.startswith("python -m launch.tpu_vm ")]
+    asked = {cli._parser().parse_args(shlex.split(s, comments=True)[3:]).action for s in lines}
+    assert asked == set(cli._ACTIONS)
