@@ -15,7 +15,7 @@ GONE = ("FAILED", "SUSPENDED")  # Nothing comes of the request any more; it has 
 GOING = ("SUSPENDING", "DELETING")
 # And those of the TPU VM in it.
 READY = "READY"
-NODE_GONE = ("PREEMPTED", "TERMINATED", "STOPPED", "absent")
+NODE_GONE = ("PREEMPTED", "TERMINATED", "STOPPED")
 
 
 class Refused(RuntimeError):

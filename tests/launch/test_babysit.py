@@ -102,7 +102,7 @@ def test_when_one_worker_ends_the_others_are_ended(tpu):
 
 def test_a_babysitter_that_is_ended_leaves_all_and_the_next_one_goes_on(tpu):
     tpu.cloud.write(lives=[["ACTIVE"]])
-    tpu.cloud.plan("hang hang")
+    tpu.cloud.plan("hang hang", "0 0")
     first = tpu.popen("babysit", *SOON)
     _wait(tpu.cloud.running)
     first.send_signal(signal.SIGINT)
@@ -114,7 +114,6 @@ def test_a_babysitter_that_is_ended_leaves_all_and_the_next_one_goes_on(tpu):
         told = second.stderr.readline()
     code, _, err = tpu("stop")
     assert code == 0, err
-    tpu.cloud.plan("", "0 0")
     _, err = second.communicate(timeout=60)
     assert second.returncode == 0, err
     assert tpu.cloud.starts() == [2, 2] and tpu.cloud.verbs() == ["create", "delete"]
@@ -176,7 +175,7 @@ def test_a_setup_that_fails(tpu):
     tpu.cloud.write(lives=[["ACTIVE"]])
     code, _, err = tpu("babysit", "--tries=2", *SOON)
     assert code == 1
-    assert err.count("not our ref") == 4  # Of git; twice on both workers.
+    assert "not our ref" in err  # Says git.
     assert "the set-up failed" in err and "tries left: 1" in err
     assert tpu.cloud.starts() == [0, 0] and tpu.cloud.verbs() == ["create", "delete"]
 
