@@ -71,10 +71,12 @@ class _Babysitter:
         self._seen = None  # The state of the slice.
         self._ready = False  # Set up, by this program.
         self._started = False  # Seen running: only then do exit codes belong to this try.
-        self._had = False  # Whether there has been a slice.
+        self._had = False  # Whether there has been a slice,
+        self._asked = False  # and whether this program asked for it.
         self._misses = 0  # Passes in a row in which a command failed.
         self._silent = 0  # And in which a worker did not answer.
         self._ended_at = None  # When the first worker was seen to have ended.
+        self._sent = 0  # Signals to the others since then.
 
     def look_after(self):
         """Does what comes next; returns the exit code once all is over, else None."""
@@ -124,20 +126,14 @@ class _Babysitter:
                 f"{self._job.name}: was deleted by somebody else, so it is not made again."
             )
         slices.create(self._shell, self._job)
-        self._had = True
+        self._had = self._asked = True
         self._seen = "asked for"
         say(f"{self._job.name} is asked for")
 
     def _tend(self):
         """The slice is there: sets it up, starts, and looks at the workers."""
-        if not self._ready:
-            say("setting up all workers; this takes some minutes")
-            try:
-                workers.install(self._shell, self._job)
-            except CommandFailed as e:
-                self._failed(f"the set-up failed ({e})", 1)
-                return None
-            self._ready = True
+        if not self._ready and not self._set_up():
+            return None
         status = workers.status(self._shell, self._job)
         if not status.reached:
             self._unreached(status)
@@ -162,6 +158,21 @@ class _Babysitter:
             self._start()
         return None
 
+    def _set_up(self):
+        """Returns whether the workers are ready; a run that is found there is not touched."""
+        if not self._asked and workers.status(self._shell, self._job).running:
+            say("the command runs there already, and goes on as it was started")
+            self._ready = True
+            return True
+        say("setting up all workers; this takes some minutes")
+        try:
+            workers.install(self._shell, self._job)
+        except CommandFailed as e:
+            self._failed(f"the set-up failed ({e})", 1)
+        else:
+            self._ready = True
+        return self._ready
+
     def _start(self):
         try:
             workers.start(self._shell, self._job)
@@ -178,10 +189,11 @@ class _Babysitter:
         self._started = True
         if self._ended_at is None:
             self._ended_at = now
-        elif now > self._ended_at + 2 * self._grace:
-            workers.end(self._shell, self._job, "KILL")
-        elif now > self._ended_at + self._grace:
-            workers.end(self._shell, self._job, "TERM")
+            self._sent = 0
+        elif now > self._ended_at + (self._sent + 1) * self._grace:
+            # SIGTERM once: at a second one biggan leaves without saving.
+            workers.end(self._shell, self._job, "KILL" if self._sent else "TERM")
+            self._sent += 1
 
     def _unreached(self, status):
         """A worker does not answer: it is gone, or the way to it is."""

@@ -88,14 +88,14 @@ start() {
   # A session of its own, without the terminal's files: the end of ssh does not end it.
   PATH=$env/bin:$PATH PYTHONUNBUFFERED=1 setsid bash "$HOME/biggan-worker.sh" supervise "$job" "$@" \
     </dev/null >>"$logs/$(hostname).log" 2>&1 &
-  for _ in {1..100}; do
+  for _ in {1..300}; do
     if [[ -e $job/pid ]]; then
       tell started
       return
     fi
     sleep 0.1
   done
-  fail "$name did not start within 10 seconds"
+  fail "$name did not start within 30 seconds"
 }
 
 # Runs the command and writes down its exit code, also when the machine is being shut down.

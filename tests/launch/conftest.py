@@ -73,7 +73,7 @@ command = ["biggan", "train", "--config=a;b &&", '''--workdir={self.workdir}''',
     def __call__(self, *words):
         """Runs it to its end; returns exit code, stdout and stderr."""
         process = self.popen(*words)
-        out, err = process.communicate(timeout=100)
+        out, err = process.communicate(timeout=300)
         return process.returncode, out, err
 
     def change(self, old, new):

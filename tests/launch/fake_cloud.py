@@ -35,15 +35,16 @@ else
   test -e "$7"
 fi
 """
-# Takes the word of its own number from the next line of the plan: an exit code, or hang.
+# Takes the word of its own number from the next line of the plan: an exit code; hang, until
+# SIGTERM; or deaf.
 _BIGGAN = """
 if [[ $1 == --version ]]; then echo biggan-jax 0; exit; fi
 printf '%s\\0' "$PWD" "$@" >"{root}/argv-$FAKE_HOST"
 echo started >>"{root}/starts-$FAKE_HOST"
 read -ra words < <(sed -n "$(wc -l <"{root}/starts-$FAKE_HOST")p" "{root}/plan")
 word=${words[${FAKE_HOST#w-}]}
-if [[ $word == hang ]]; then
-  trap 'exit 75' TERM
+if [[ $word == hang || $word == deaf ]]; then
+  [[ $word == hang ]] && trap 'exit 75' TERM || trap '' TERM
   while [[ -e $HOME/mounted ]]; do sleep 0.05; done
 fi
 exit "$word"
@@ -87,7 +88,7 @@ class FakeCloud:
             return state
 
     def plan(self, *lines):
-        """One line a start, with a word a worker: an exit code or hang."""
+        """One line a start, with a word a worker: an exit code, hang or deaf."""
         (self.root / "plan").write_text("".join(f"{line}\n" for line in lines))
 
     def starts(self):

@@ -23,7 +23,7 @@ SCHEMA = jsonschema.Draft202012Validator(json.loads((HERE / "jobset_schema.json"
 def gke(*words, path="/nowhere"):
     command = [sys.executable, "-m", "launch.gke", *words]
     env = dict(os.environ, PATH=path)
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout, done.stderr
 
 

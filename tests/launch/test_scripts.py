@@ -23,7 +23,7 @@ SKY = ROOT / "launch" / "sky.yaml"
 
 def shellcheck(*words, text=None):
     command = [SHELLCHECK, "--norc", *words]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -44,7 +44,7 @@ def dry_run(action, file, *options):
     """Runs an action with --dry-run, with no gcloud on the PATH."""
     command = [sys.executable, "-m", "launch.tpu_vm", action, file, "--dry-run", *options]
     env = dict(os.environ, PATH="/nowhere")
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -131,7 +131,7 @@ def test_bad_job_files_are_named(tmp_path, old, new, message):
 )
 def test_bad_arguments(words, message):
     command = [sys.executable, "-m", "launch.tpu_vm", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and message in done.stderr and not done.stdout
 
 
@@ -233,7 +233,7 @@ def test_logs_are_followed_to_the_end_of_the_run(tpu):
     process = tpu.popen("logs", "--worker=1")
     assert "'biggan' 'train' '--config=a;b &&'" in process.stdout.readline()
     assert tpu("stop")[0] == 0
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     _, out, _ = tpu("logs", "--worker=1")  # It has ended by now.
     assert out.splitlines()[1].endswith("ended with code 75")
