@@ -38,6 +38,7 @@ setuptools.setup(
     author="The biggan-jax authors",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["biggan_jax", "biggan_jax.*"]),
+    package_data={"biggan_jax": ["sample/imagenet_names.txt"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.0",
@@ -66,7 +67,8 @@ setuptools.setup(
         "app": ["gradio>=5.0.0"],
         "export": ["onnxruntime>=1.20.0"],
         "interop": ["torch==2.13.0", "pytorch-pretrained-biggan==0.1.1"],
-        "test": ["grain>=0.2.12", "pytest>=8.3.0", "ruff>=0.12.0", "mypy>=1.15.0"],
+        "video": ["av>=14.0.0"],
+        "test": ["av>=14.0.0", "grain>=0.2.12", "pytest>=8.3.0", "ruff>=0.12.0", "mypy>=1.15.0"],
     },
     entry_points={"console_scripts": ["biggan = biggan_jax.cli:main"]},
     classifiers=[
