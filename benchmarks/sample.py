@@ -72,7 +72,9 @@ def main(argv=None):
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
     args = parser.parse_args(argv)
     theirs = None if args.alone else make_theirs(args.threads)
-    ours = api.load(args.alone, None, args.devices) if args.alone else make_ours(theirs, args.devices)
+    ours = (
+        api.load(args.alone, None, args.devices) if args.alone else make_ours(theirs, args.devices)
+    )
     z = ours.latents(args.batch, TRUNCATION, seed=0, mode="hub")
     labels = np.arange(args.batch) % ours.config.model.num_classes
     calls = {"ours": lambda: ours.generate(z, labels, TRUNCATION)}
@@ -93,7 +95,7 @@ def main(argv=None):
                 wall[name].append(a)
                 cpu[name].append(b)
             if not args.json:
-                print(f"{'warm-up' if not i else i}: {name} {a:.2f} s, {b:.2f} s of CPU")
+                print(f"{i if i else 'warm-up'}: {name} {a:.2f} s, {b:.2f} s of CPU")
     seconds = {name: statistics.median(values) for name, values in wall.items()}
     result = {
         "images_per_second": args.batch / seconds["ours"],

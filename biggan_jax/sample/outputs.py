@@ -1,7 +1,6 @@
 """Many images as a file a picture or as one `.npz`, written block by block, whole or not at all."""
 
 import contextlib
-import io
 import os
 import zipfile
 from collections.abc import Callable, Iterator
@@ -74,9 +73,9 @@ def npz(path: str, shape: tuple[int, int, int, int]) -> Iterator[Write]:
             labels = np.concatenate([*labels_so_far, np.zeros(0, np.int64)])
             if len(labels) != shape[0]:
                 raise ValueError(f"{len(labels)} images were written, not {shape[0]}.")
-            content = io.BytesIO()
-            np.save(content, labels)
-            archive.writestr("arr_1.npy", content.getvalue())
+            # Not writestr, which writes the time into the file: the same images, the same bytes.
+            with archive.open("arr_1.npy", "w") as f:
+                np.lib.format.write_array(f, labels)
         os.replace(temporary, path)
     finally:
         if os.path.exists(temporary):

@@ -25,9 +25,10 @@ def test_npz_is_what_numpy_reads_whatever_the_blocks(tmp_path):
 def test_npz_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.npz"
     path.write_bytes(b"old")
-    with pytest.raises(ValueError, match="1 images were written, not 2"), outputs.npz(
-        str(path), (2, 4, 4, 3)
-    ) as write:
+    with (
+        pytest.raises(ValueError, match="1 images were written, not 2"),
+        outputs.npz(str(path), (2, 4, 4, 3)) as write,
+    ):
         write(np.zeros((1, 4, 4, 3), np.uint8), [0])
     with pytest.raises(KeyError), outputs.npz(str(path), (2, 4, 4, 3)):
         raise KeyError

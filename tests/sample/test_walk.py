@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -31,7 +33,7 @@ def test_slerp_turns_at_constant_speed(scale):
     way = walk.slerp(a, b, t)
     np.testing.assert_array_equal(way[0], a)
     np.testing.assert_array_equal(way[-1], b)
-    steps = [angle(x, y) for x, y in zip(way[:-1], way[1:], strict=True)]
+    steps = [angle(x, y) for x, y in itertools.pairwise(way)]
     np.testing.assert_allclose(steps, angle(a, b) / 8, rtol=1e-9)
     lengths = np.linalg.norm(way, axis=1)
     np.testing.assert_allclose(np.diff(lengths, 2), 0, atol=1e-12)
