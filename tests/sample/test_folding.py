@@ -34,6 +34,13 @@ def test_a_folded_generator_makes_the_same_images_and_mixes_embeddings(model):
     for place, shape in shapes.items():
         noise = rng.normal(size=shape.shape).astype(np.float32)
         flat[place] = np.exp(noise / 4) if place.endswith("/var") else noise
+    for place in [place for place in flat if place.endswith("/v")]:
+        # Vectors of one iteration: random ones give no sigma to divide by.
+        kernel = flat[place.replace("spectral", "params").removesuffix("v") + "kernel"]
+        matrix, u = kernel.reshape(-1, kernel.shape[-1]), place.removesuffix("v") + "u"
+        v = flat[u] @ matrix.T
+        flat[place] = v / np.linalg.norm(v)
+        flat[u] = flat[place] @ matrix / np.linalg.norm(flat[place] @ matrix)
     variables = layout.unflatten(flat)
     quickly = {"xla_backend_optimization_level": 0}  # Compiling takes longest here.
     call = jax.jit(functools.partial(g.apply, train=False), compiler_options=quickly)
