@@ -23,25 +23,38 @@ from biggan_jax.train import checkpoint, runs
 MODEL = {"resolution": 16, "num_classes": 3, "g_ch": 8, "d_ch": 8, "shared_dim": 8}
 
 
+@functools.cache
+def initial(model):
+    """Both networks' first variables, flat; most tests here ask for the same ones."""
+    model = json.loads(model)
+    g, d = networks.build({"model": model})
+    z, labels = jnp.zeros((1, model["z_dim"])), jnp.zeros(1, jnp.int32)
+    image = jnp.zeros((1, model["resolution"], model["resolution"], 3))
+    key = jax.random.key(0)
+    g_variables = jax.jit(functools.partial(g.init, train=False))(key, z, labels)
+    return layout.flatten(g_variables), layout.flatten(jax.jit(d.init)(key, image, labels))
+
+
+@functools.cache
+def plain_model():
+    """For tests that change nothing."""
+    return api.Model(make_bundle())
+
+
 def make_bundle(table=False, **model):
     """Random weights, an average of its own, and statistics that are neither 0 nor 1."""
     changes = {**MODEL, "z_dim": 12, "g_attention": (), "d_attention": (), **model}
     made = bundle_lib.Bundle("toy", bundle_lib.resolve_model(changes), {}, standing_images=96)
-    g, d = networks.build({"model": made.model})
-    z, labels = jnp.zeros((1, made.model["z_dim"])), jnp.zeros(1, jnp.int32)
-    size = made.model["resolution"]
     rng = np.random.default_rng(0)
 
-    def randomized(variables):
-        flat = layout.flatten(variables)
+    def randomized(flat):
         other = {k: v + 0.1 * rng.normal(size=v.shape) for k, v in flat.items()}
         return {k: np.float32(np.abs(v) if "/var" in k else v) for k, v in other.items()}
 
-    key, image = jax.random.key(0), jnp.zeros((1, size, size, 3))
-    g_variables = jax.jit(functools.partial(g.init, train=False))(key, z, labels)
+    g_variables, d_variables = initial(json.dumps(made.model))
     made.add("g", randomized(g_variables))
     made.add("ema", randomized(g_variables))
-    made.add("d", randomized(jax.jit(d.init)(key, image, labels)))
+    made.add("d", randomized(d_variables))
     if table:
         made.grid = (0.0, 0.5, 1.0)
         made.truncation = "hub"
@@ -69,8 +82,8 @@ def reference_sampler(model):
 
 
 def test_generate_and_discriminate_apply_the_networks():
-    bundle = make_bundle()
-    model = api.Model(bundle)
+    model = plain_model()
+    bundle = model.bundle
     _, d = networks.build({"model": bundle.model})
     z = np.random.default_rng(1).normal(size=(70, 12)).astype(np.float32)  # More than a batch.
     labels = np.arange(70) % 3
@@ -153,7 +166,7 @@ def test_batches_shrink_as_images_grow(model, batch):
 
 
 def test_standing_statistics_of_generate_are_those_of_the_truncation():
-    model = api.Model(make_bundle())
+    model = plain_model()
     z, labels = np.zeros((2, 12), np.float32), [0, 1]
     stored, low, high = (
         model.generate(z, labels, *arguments)
@@ -191,7 +204,7 @@ def test_standing_statistics_of_generate_are_those_of_the_truncation():
 )
 def test_bad_arguments(call, message):
     with pytest.raises(config_lib.ConfigError, match=message):
-        call(api.Model(make_bundle()))
+        call(plain_model())
 
 
 def test_a_model_without_d_says_so():
