@@ -58,11 +58,12 @@ class Model:
         nothing is known.
       truncation_mode: the convention it was made for, see `sample.latents`.
       bundle: everything, as arrays in host memory.
+      progress: whether what takes long shows a bar on stderr; off unless set.
     """
 
     def __init__(self, bundle: bundle_lib.Bundle, devices: int = 1):
         """Takes a whole bundle; `devices` as in `load`."""
-        self.name, self.bundle = bundle.name, bundle
+        self.name, self.bundle, self.progress = bundle.name, bundle, False
         config = config_lib.default()
         config.name = bundle.name
         config.model.update({k: _tuple(v) for k, v in bundle.model.items()})
@@ -212,7 +213,6 @@ class Model:
         how: str = "spherical",
         loop: bool = False,
         batch: int | None = None,
-        progress: bool = False,
     ) -> np.ndarray:
         """Generates the images of a path through latents and classes.
 
@@ -225,7 +225,6 @@ class Model:
           how: the way between latents, "spherical" or "linear"; classes always mix linearly.
           loop: whether to go back to the first point in the end.
           batch: see `stream`.
-          progress: whether to show a bar on stderr if it takes long.
 
         Returns:
           [F, H, W, 3] uint8; F is `frames` a leg, and one more at the end unless it is a loop.
@@ -243,7 +242,7 @@ class Model:
         z, mix = walk.path(ends, mixes, frames, how, loop)
         stats = self._statistics(truncation, mode)
         done = []
-        with progress_bar(len(z), progress) as bar:
+        with progress_bar(len(z), self.progress) as bar:
             for _, block in self._tiles.images(stats, z, mix.__getitem__, batch=batch):
                 done.append(sheets.to_uint8(block))
                 bar.update(len(block))
@@ -370,8 +369,11 @@ class Model:
     def _made(self, truncation, mode):
         key = truncation, mode if truncation is not None else None
         if key not in self._standing:
-            made = self._tiles.standing_statistics(truncation, mode)
-            self._standing[key] = made
+            size, passes = (self.config.sample[f"standing_{k}"] for k in ("batch", "passes"))
+            with progress_bar(size * passes, self.progress, "BN statistics") as bar:
+                self._standing[key] = self._tiles.standing_statistics(
+                    truncation, mode, lambda done: bar.update(done * size)
+                )
         return self._standing[key]
 
     def _check_z(self, z, shape):
@@ -401,11 +403,11 @@ class Model:
         return lambda number: np.float32(labels[number][:, None] == classes)
 
 
-def progress_bar(total: int, shown: bool) -> Any:
+def progress_bar(total: int, shown: bool, what: str | None = None) -> Any:
     """Returns a bar for stderr: images done, images a second, time left; after two seconds."""
     import tqdm
 
-    return tqdm.tqdm(total=total, unit=" images", delay=2, disable=not shown)
+    return tqdm.tqdm(total=total, desc=what, unit=" images", delay=2, disable=not shown)
 
 
 def export(path: str, out: str, name: str, step: int | None = None) -> list[str]:

@@ -233,7 +233,7 @@ def _sample(args):
         args.npz,
     )
     request.check()
-    facts = show.sample(_model(args), request, progress=True)
+    facts = show.sample(_model(args), request)
     if args.json:
         print(json.dumps(facts))
         return
@@ -265,7 +265,7 @@ def _walk(args):
         args.batch,
     )
     request.check()
-    facts = show.walk_to(_model(args), request, progress=True)
+    facts = show.walk_to(_model(args), request)
     if args.json:
         print(json.dumps(facts))
     else:
@@ -280,7 +280,9 @@ def _model(args):
         if args.devices < 1:
             raise ConfigError(f"--devices={args.devices}: must be at least 1.")
         mesh.request_cpu_devices(args.devices)
-    return api.load(args.folder, args.step, args.devices or 0)
+    model = api.load(args.folder, args.step, args.devices or 0)
+    model.progress = True
+    return model
 
 
 def _prepare(args):

@@ -58,7 +58,7 @@ class Request:
             outputs.check_file(self.npz, ".npz", "--npz")
 
 
-def sample(model: Model, request: Request, progress: bool = False) -> dict[str, Any]:
+def sample(model: Model, request: Request) -> dict[str, Any]:
     """Generates images once and writes them in every form asked for.
 
     The order is one image of each class, then the next of each: the first images stay the same when
@@ -67,7 +67,6 @@ def sample(model: Model, request: Request, progress: bool = False) -> dict[str, 
     Args:
       model: from `load`.
       request: what and where to.
-      progress: whether to show a bar on stderr, with images a second and the time left.
 
     Returns:
       Facts: "images", "outputs" (paths), "devices", "statistics_seconds" (until the first block is
@@ -101,7 +100,7 @@ def sample(model: Model, request: Request, progress: bool = False) -> dict[str, 
         if request.npz:
             shape = (len(labels), size, size, 3)
             sinks.append(stack.enter_context(outputs.npz(request.npz, shape)))
-        bar = stack.enter_context(progress_bar(len(labels), progress))
+        bar = stack.enter_context(progress_bar(len(labels), model.progress))
         first_block = 0
         for start, images in blocks:
             for sink in sinks:
@@ -185,13 +184,12 @@ class Walk:
             raise ConfigError("--lock-z: leaves nothing for --chunks to move.")
 
 
-def walk_to(model: Model, request: Walk, progress: bool = False) -> dict[str, Any]:
+def walk_to(model: Model, request: Walk) -> dict[str, Any]:
     """Writes a walk through latents and classes.
 
     Args:
       model: from `load`.
       request: what and where to.
-      progress: as of `sample`.
 
     Returns:
       Facts: "frames", "outputs", "seconds".
@@ -223,7 +221,6 @@ def walk_to(model: Model, request: Walk, progress: bool = False) -> dict[str, An
                 request.how,
                 request.loop,
                 request.batch,
-                progress,
             )
             for points in walks
         ]

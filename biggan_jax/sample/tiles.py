@@ -100,8 +100,19 @@ class Tiles:
 
         return jax.jit(call, static_argnames=static, out_shardings=whole)
 
-    def standing_statistics(self, truncation: float | None, mode: str) -> Any:
-        """Returns `batch_stats` for a truncation (spec section 7.3), see `latents.draw`."""
+    def standing_statistics(
+        self,
+        truncation: float | None,
+        mode: str,
+        done: Callable[[int], Any] = lambda passes: None,
+    ) -> Any:
+        """Returns `batch_stats` for a truncation (spec section 7.3), see `latents.draw`.
+
+        Args:
+          truncation: see `latents.draw`.
+          mode: see `latents.draw`.
+          done: told how many passes have been added since it was told last.
+        """
         passes, devices = self._config["sample"]["standing_passes"], self.mesh.size
         total = None
         for start in range(0, passes, devices):
@@ -110,6 +121,7 @@ class Tiles:
             for i in range(min(devices, passes - start)):
                 one = jax.tree.map(lambda x, i=i: np.asarray(x[i], np.float64), found)
                 total = one if total is None else jax.tree.map(np.add, total, one)
+            done(min(devices, passes - start))
         return jax.tree.map(lambda x: np.float32(x / passes), total)
 
     def latents(
