@@ -38,6 +38,7 @@ setuptools.setup(
     author="The biggan-jax authors",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["biggan_jax", "biggan_jax.*"]),
+    package_data={"biggan_jax": ["sample/imagenet_names.txt"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.0",
@@ -66,7 +67,9 @@ setuptools.setup(
         "app": ["gradio>=5.0.0"],
         "export": ["onnxruntime>=1.20.0"],
         "interop": ["torch==2.13.0", "pytorch-pretrained-biggan==0.1.1"],
+        "video": ["av>=14.0.0"],
         "test": [
+            "av>=14.0.0",
             "grain>=0.2.12",
             "jsonschema>=4.23.0",
             "mypy>=1.15.0",

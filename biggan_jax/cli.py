@@ -86,17 +86,30 @@ def _parser():
     sub.add_argument("--workdir", help="the run folder; needed unless --dry-run")
     sub.add_argument("--dry-run", action="store_true", help="print config and parameters, leave")
 
-    sub = verb("sample", _sample, "Write a sheet of images, one class a column.")
+    sub = verb("sample", _sample, "Write images: a sheet, a file each, or one .npz.")
     sub.add_argument("folder", metavar="PATH", help="a run folder or a bundle")
-    sub.add_argument("--out", default="samples.png", help="the PNG to write")
-    sub.add_argument("--num", type=int, default=8, help="images a class")
-    sub.add_argument("--classes", help="numbers or names, with commas; default: the first ten")
-    sub.add_argument("--truncation", type=float, help="default: none")
+    sub.add_argument("--out", help="a sheet, .png, a class a column; default: samples.png")
+    sub.add_argument("--images", metavar="FOLDER", help="a PNG an image, in a new folder")
+    sub.add_argument("--npz", metavar="FILE", help="arr_0: uint8 [N, H, W, 3]; arr_1: labels")
+    sub.add_argument("--num", type=int, default=8, help="images a class; default: 8")
     sub.add_argument(
-        "--mode", help="what truncation means: threshold, hub, std or clamp; default: the model's"
+        "--classes",
+        help="names or numbers, with commas, or all; default: the first ten on a sheet, else all",
     )
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--step", type=int, help="which checkpoint; default: the latest")
+    _add_sampling(sub)
+
+    sub = verb("walk", _walk, "Write a walk through latents and classes: .png, .gif or .mp4.")
+    sub.add_argument("folder", metavar="PATH", help="a run folder or a bundle")
+    sub.add_argument("--out", default="walk.gif", help="a .png, .gif or .mp4; default: walk.gif")
+    sub.add_argument("--classes", help="one a point, names or numbers with commas; default: 0")
+    sub.add_argument("--points", type=int, help="default: one a class, four of a single class")
+    sub.add_argument("--frames", type=int, default=16, help="from a point to the next; default: 16")
+    sub.add_argument("--how", default="spherical", help="between latents: spherical or linear")
+    sub.add_argument("--loop", action="store_true", help="end where it began")
+    sub.add_argument("--lock-z", action="store_true", help="move the class alone")
+    sub.add_argument("--chunks", help="of a split z that move: numbers with commas, or each")
+    sub.add_argument("--fps", type=int, default=12, help="frames a second; default: 12")
+    _add_sampling(sub)
 
     sub = verb("prepare", _prepare, "Write a data set cropped and resized once, for TFDS.")
     sub.add_argument(
@@ -147,6 +160,18 @@ def _parser():
     return parser
 
 
+def _add_sampling(sub):
+    sub.add_argument("--truncation", type=float, help="default: none")
+    sub.add_argument(
+        "--mode", help="what truncation means: threshold, hub, std or clamp; default: the model's"
+    )
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--step", type=int, help="which checkpoint; default: the latest")
+    sub.add_argument("--devices", type=int, help="default: all; on a CPU so many are simulated")
+    sub.add_argument("--batch", type=int, help="images on their way at once; changes no byte")
+    sub.add_argument("--json", action="store_true", help="for programs")
+
+
 def _overrides(rest, parser, verb):
     """Turns what argparse did not know into (key, text) pairs of the config."""
     pairs = []
@@ -193,18 +218,71 @@ def _train(args):
 
 
 def _sample(args):
-    from biggan_jax import api
+    from biggan_jax import show
 
-    path = api.write_sheet(
-        api.load(args.folder, args.step),
-        args.out,
-        classes=args.classes,
-        num=args.num,
-        seed=args.seed,
-        truncation=args.truncation,
-        mode=args.mode,
+    out = args.out or (None if args.images or args.npz else "samples.png")
+    request = show.Request(
+        args.classes,
+        args.num,
+        args.seed,
+        args.truncation,
+        args.mode,
+        args.batch,
+        out,
+        args.images,
+        args.npz,
     )
-    print(f"samples are in {path}")
+    request.check()
+    facts = show.sample(_model(args), request)
+    if args.json:
+        print(json.dumps(facts))
+        return
+    print(f"samples are in {', '.join(facts['outputs'])}")
+    rate = facts["images_per_second"]
+    print(
+        f"{facts['images']:,} images in {facts['seconds']:.1f} s on {facts['devices']} device(s)"
+        + (f", {rate:.3g} images/s after the first" if rate else "")
+        + f"; BN statistics: {facts['statistics_seconds']:.1f} s"
+    )
+
+
+def _walk(args):
+    from biggan_jax import show
+
+    request = show.Walk(
+        args.out,
+        args.classes,
+        args.points,
+        args.frames,
+        args.how,
+        args.loop,
+        args.lock_z,
+        args.chunks,
+        args.seed,
+        args.truncation,
+        args.mode,
+        args.fps,
+        args.batch,
+    )
+    request.check()
+    facts = show.walk_to(_model(args), request)
+    if args.json:
+        print(json.dumps(facts))
+    else:
+        print(f"a walk of {facts['frames']} frames is in {args.out}")
+
+
+def _model(args):
+    from biggan_jax import api
+    from biggan_jax.parallel import mesh
+
+    if args.devices is not None:
+        if args.devices < 1:
+            raise ConfigError(f"--devices={args.devices}: must be at least 1.")
+        mesh.request_cpu_devices(args.devices)
+    model = api.load(args.folder, args.step, args.devices or 0)
+    model.progress = True
+    return model
 
 
 def _prepare(args):
