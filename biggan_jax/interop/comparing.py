@@ -2,8 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,6 +16,22 @@ from biggan_jax.sample import latents
 LIMIT = 1e-4  # Of pixels in [-1, 1].
 
 Generate = Callable[..., np.ndarray]  # Of z [N, z_dim], labels [N] and truncation.
+
+
+def on_cpu() -> AbstractContextManager:
+    """Makes what is put on a device inside the block and run there go to the CPU.
+
+    Accelerators multiply with fewer bits unless told otherwise, more than `LIMIT` allows.
+
+    Raises:
+      ConfigError: if JAX was told to do without a CPU.
+    """
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError as e:
+        raise ConfigError(
+            "the images are compared on the CPU, which JAX_PLATFORMS leaves out; add cpu to it."
+        ) from e
 
 
 @dataclasses.dataclass(frozen=True)

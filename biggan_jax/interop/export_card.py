@@ -34,8 +34,10 @@ def about(
         "truncation": bundle.truncation,
         "truncations": list(bundle.grid),
         "class_names": list(bundle.class_names),
-        "parameters": sum(
-            v.size for k, v in frozen.arrays.items() if not k.endswith(("/mean", "/var"))
+        "weights": sum(
+            v.size
+            for k, v in frozen.arrays.items()
+            if not k.endswith(("/mean", "/var", frozen_lib.TRUNCATIONS))
         ),
         "difference": difference,
         "source": bundle.source,

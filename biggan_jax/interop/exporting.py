@@ -121,12 +121,12 @@ def export(bundle: Bundle, request: Request, tools: Tools) -> list[str]:
         bundle.source["licence"] = request.licence
     if request.scores is not None:
         bundle.source["scores"] = _read_scores(request.scores)
-    source = tools.generate(_exact(bundle))
-    if request.name == formats.BUNDLE:
-        found = _bundle(bundle, request.out, source, tools)
-    else:
-        options = {"parameters": request.parameters} if request.parameters else {}
-        found = _program(bundle, request, source, options)
+    with comparing.on_cpu():
+        source = tools.generate(_exact(bundle))
+        if request.name == formats.BUNDLE:
+            found = _bundle(bundle, request.out, source, tools)
+        else:
+            found = _program(bundle, request, source)
     return [bundle_lib.difference_line(found)]
 
 
@@ -181,9 +181,10 @@ def _table(grid, statistics):
     return {place: np.stack([row[place] for row in rows]) for place in rows[0]}
 
 
-def _program(bundle, request, source, options) -> dict[str, Any]:
+def _program(bundle, request, source) -> dict[str, Any]:
     """Writes for another program, see `formats.PROGRAMS`."""
     program, name = formats.program(request.name), request.name
+    options = {"parameters": request.parameters or "inside"} if name == "stablehlo" else {}
     frozen_generator = frozen.freeze(bundle)
     tried = comparing.points(bundle)
     with files.new_folder(request.out) as temporary:
@@ -242,11 +243,8 @@ def _foreign(bundle, request, tools) -> list[str]:
         back = formats.read(written, request.name)
         # What the format has no table for holds the statistics of the networks.
         kept = bundle if back.grid else _without_table(bundle)
-        found = comparing.compare(
-            tools.generate(_exact(kept)),
-            tools.generate(_exact(back)),
-            comparing.points(kept),
-            request.name,
-        )
+        with comparing.on_cpu():
+            source, again = (tools.generate(_exact(one)) for one in (kept, back))
+            found = comparing.compare(source, again, comparing.points(kept), request.name)
         os.replace(written, place)
     return [bundle_lib.difference_line(found), *notes]

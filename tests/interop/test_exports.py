@@ -176,6 +176,10 @@ def test_stablehlo_runs_without_us(saved, tmp_path, capsys, parameters):
     for name, file in about["files"].items():
         assert bundle_lib.sha256(str(out / name)) == file["sha256"]
     assert ("parameters.npz" in about["files"]) == (parameters == "apart")
+    assert about["parameters"] == parameters
+    kinds = ("/kernel", "/embedding", "/bias", "/gain", "/gamma")
+    params = {k for k in model.bundle.tensors if "params/" in k and k.endswith(kinds)}
+    assert about["weights"] == sum(model.bundle.tensors[k].size for k in params)
     if parameters == "apart":  # They are those that are used.
         with np.load(out / "parameters.npz") as file:
             arrays = {k: np.zeros_like(v) if k == "out_conv/kernel" else v for k, v in file.items()}
