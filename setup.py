@@ -65,8 +65,13 @@ setuptools.setup(
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "app": ["gradio>=5.0.0"],
-        "export": ["onnxruntime>=1.20.0"],
-        "interop": ["torch==2.13.0", "pytorch-pretrained-biggan==0.1.1"],
+        "onnx": ["onnx>=1.19.0", "onnxruntime>=1.20.0"],
+        "interop": [
+            "torch==2.13.0",
+            "pytorch-pretrained-biggan==0.1.1",
+            "onnx>=1.19.0",
+            "onnxruntime>=1.20.0",
+        ],
         "video": ["av>=14.0.0"],
         "test": [
             "av>=14.0.0",

@@ -1,5 +1,6 @@
 """The Python face: `biggan_jax.load(path)` gives a `Model` to sample and to look into."""
 
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,10 +11,9 @@ import ml_collections
 import numpy as np
 
 from biggan_jax import config as config_lib
-from biggan_jax import files
 from biggan_jax.config import ConfigError
 from biggan_jax.interop import bundle as bundle_lib
-from biggan_jax.interop import formats, huggingface, layout
+from biggan_jax.interop import exporting, formats, layout
 from biggan_jax.models import networks
 from biggan_jax.parallel import mesh as mesh_lib
 from biggan_jax.sample import latents, names, sheets, statistics, tiles, walk
@@ -410,32 +410,33 @@ def progress_bar(total: int, shown: bool, what: str | None = None) -> Any:
     return tqdm.tqdm(total=total, desc=what, unit=" images", delay=2, disable=not shown)
 
 
-def export(path: str, out: str, name: str, step: int | None = None) -> list[str]:
-    """Writes a run folder or a bundle in another format.
+def export(path: str, out: str, name: str, step: int | None = None, **options: Any) -> list[str]:
+    """Writes a run folder or a bundle in another format, runs what was written and compares it.
 
     Args:
       path: a run folder or a bundle.
       out: the folder to make.
-      name: "bundle" or one of `formats.WRITABLE`.
+      name: the format: "bundle", one of `formats.WRITABLE` or of `formats.PROGRAMS`.
       step: which checkpoint of a run folder; None for the latest.
+      **options: of `exporting.Request`.
 
     Returns:
-      Sentences that the user should read.
+      Sentences that the user should read; the first says how far the images differ.
 
     Raises:
-      ConfigError: if an argument cannot be used or the format cannot hold the model; nothing has
-        been written then.
+      ConfigError: if an argument cannot be used, the format cannot hold the model or the images
+        differ; nothing has been written then.
     """
-    formats.check_writable(name)
-    files.check_new_folder(out, "OUT")
-    bundle = read(path, step)
-    if name == formats.BUNDLE:
-        bundle_lib.write(bundle, out)
-        return []
-    if name == huggingface.NAME and not bundle.grid:
-        huggingface.check(bundle)  # Now, as the statistics take a while.
-        Model(bundle).make_table(progress=True)
-    return formats.write(bundle, out, name)
+    request = exporting.Request(out, name, **options)
+    request.check()
+    tools = exporting.Tools(
+        generate=lambda bundle: Model(bundle).generate,
+        statistics=lambda bundle: functools.partial(
+            Model(bundle)._statistics, mode=bundle.truncation
+        ),
+        make_table=lambda bundle: Model(bundle).make_table(progress=True),
+    )
+    return exporting.export(read(path, step), request, tools)
 
 
 def _tuple(value):

@@ -147,8 +147,20 @@ def _parser():
     sub = verb("export", _export, "Write a model for other programs.")
     sub.add_argument("folder", metavar="PATH", help="a run folder or a bundle")
     sub.add_argument("out", metavar="OUT", help="the folder to make")
-    sub.add_argument("--format", required=True, help="bundle, huggingface or biggan-pytorch")
+    sub.add_argument(
+        "--format",
+        required=True,
+        help="bundle, stablehlo, saved-model, onnx, npz, huggingface or biggan-pytorch",
+    )
     sub.add_argument("--step", type=int, help="which checkpoint; default: the latest")
+    sub.add_argument(
+        "--truncations",
+        help="make BN statistics for these, with commas; stored: none; default: the model's own,"
+        " else some up to no truncation",
+    )
+    sub.add_argument("--parameters", help="of stablehlo: inside the program (default) or apart")
+    sub.add_argument("--licence", help="of the weights, for the card")
+    sub.add_argument("--scores", help="for the card: a JSON file of names and numbers")
 
     sub = verb("inspect", _inspect, "Say what is in a run folder or a bundle.")
     sub.add_argument("folder", metavar="PATH", help="a run folder or a bundle")
@@ -328,7 +340,10 @@ def _import(args):
 def _export(args):
     from biggan_jax import api
 
-    for note in api.export(args.folder, args.out, args.format, args.step):
+    options = {
+        key: getattr(args, key) for key in ("truncations", "parameters", "licence", "scores")
+    }
+    for note in api.export(args.folder, args.out, args.format, args.step, **options):
         print(f"note: {note}")
     print(f"{args.folder} is in {args.out}, format {args.format}")
 

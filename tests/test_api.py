@@ -253,7 +253,8 @@ def run_folder(tmp_path_factory):
 def test_a_run_its_bundle_and_what_is_loaded_again_are_one_model(run_folder, tmp_path, capsys):
     out = str(tmp_path / "bundle")
     assert cli.main(["export", run_folder, out, "--format=bundle"]) == 0
-    assert sorted(os.listdir(out)) == ["README.md", "config.json", "model.safetensors"]
+    names = ["README.md", "config.json", "model.safetensors", "samples.png"]
+    assert sorted(os.listdir(out)) == names
     run, bundle = biggan_jax.load(run_folder), biggan_jax.load(out)
     assert run.class_names == bundle.class_names == ("cat", "dog", "emu")
     labels = [0, 1, 2, 1]
