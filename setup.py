@@ -63,6 +63,7 @@ setuptools.setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
+        "plan": ["libtpu>=0.0.42"],  # The TPU compiler; no TPU needed.
         "app": ["gradio>=5.0.0"],
         "export": ["onnxruntime>=1.20.0"],
         "interop": ["torch==2.13.0", "pytorch-pretrained-biggan==0.1.1"],
