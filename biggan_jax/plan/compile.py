@@ -124,16 +124,16 @@ def _source_hash():
 def _ask(request, quick, what, say):
     """Runs the child and returns its answer."""
     begun = time.monotonic()
-    with tempfile.TemporaryFile("w+") as noise:
+    with tempfile.TemporaryFile("w+") as answer, tempfile.TemporaryFile("w+") as noise:
         child = subprocess.Popen(
             [sys.executable, "-m", "biggan_jax.plan.child"],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=answer,
             stderr=noise,
             text=True,
             env=_environment(quick),
         )
-        assert child.stdin is not None and child.stdout is not None
+        assert child.stdin is not None
         try:
             with contextlib.suppress(BrokenPipeError):  # Gone already; what it said is below.
                 child.stdin.write(json.dumps(request) + "\n")
@@ -145,19 +145,18 @@ def _ask(request, quick, what, say):
                     break
                 except subprocess.TimeoutExpired:
                     say(f"compiling {what}: {time.monotonic() - begun:.0f} s")
-            answer = child.stdout.read()
         finally:
             child.kill()
             child.wait()
-            for pipe in (child.stdin, child.stdout):
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
-        noise.seek(0)
-        said = noise.read()
-    if child.returncode or not answer.strip():
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.close()
+        for file in (answer, noise):
+            file.seek(0)
+        lines, said = answer.read().splitlines(), noise.read()
+    if child.returncode or not lines:
         raise RuntimeError(f"compiling {what} ended with code {child.returncode}:\n{said[-4000:]}")
     say(f"compiled {what} in {time.monotonic() - begun:.0f} s")
-    return json.loads(answer.splitlines()[-1])
+    return json.loads(lines[-1])
 
 
 def _environment(quick):
