@@ -54,8 +54,8 @@ def facts(
     Args:
       config: resolved for the slice's devices.
       where: a slice of TPUs.
-      quick: compile at optimisation level O0: the same memory, FLOPs and collectives in a fraction
-        of the time, but bytes and cycles are not those of the program that will run.
+      quick: compile at optimisation level O0: FLOPs, collectives and, within a few per cent, memory
+        in a fraction of the time; bytes and cycles are not those of the program that will run.
       say: is told, some times a minute, what is going on.
       hlo: a file to write the compiled text to; then the cache is not asked.
 
