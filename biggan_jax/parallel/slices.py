@@ -13,13 +13,14 @@ from biggan_jax import config as config_lib
 
 GIB = 2**30
 _DOCS = "cloud.google.com/tpu/docs"
-# Norrie et al., "The Design Process for Google's Training Chips: TPUv2 and TPUv3", IEEE Micro 2021,
-# and Jouppi et al., CACM 63(7), 2020, table 3: clock, float32 peak, links of 496 and 656 Gbit/s.
+# CACM 63(7): clocks, float32 peaks, links of 496 and 656 Gbit/s, four a chip. The pages agree: 340
+# TB/s of all-reduce in a v3 pod of 1024 chips are 332 GB/s a chip, 51.2 in one of 256 v5e are 200.
 _CACM = 'Jouppi et al., "A Domain-Specific Supercomputer", CACM 2020'
 _ISCA = 'Jouppi et al., "TPU v4", ISCA 2023'
 _FROM_PEAK = "bf16 peak / (2 x 128 x 128 x matrix units), both from " + _DOCS
-# Google's page says two 256 x 256 units a core, which would need 3.5 GHz; the compiler counts
-# 185,000 products a cycle for an 8192-cubed product, so at least three, and four give 1.75 GHz.
+# Google's page says two 256 x 256 units a core of v6e, which would need 3.5 GHz. The compiler's
+# cycles of an 8192-cubed product make 185,000 (v6e) and 211,000 (tpu7x) multiplications each, more
+# than two and three units can; four a core give 1.75 and 2.2 GHz.
 _DERIVED = (
     "not published; bf16 peak / (2 x 256 x 256 x 4), the fewest units the compiler's counts fit"
 )

@@ -18,7 +18,8 @@ _PARTS = {
 }
 _BOUNDS = """\
 Bounds are bounds, no predictions: each says what a step cannot beat by one thing alone, and the
-run will be slower. Chips, links and clocks are as published; see --json for the sources."""
+run will be slower. Rates are as published (--json has the sources; clocks of v6e and tpu7x are not
+published but derived)."""
 _QUICK = "Of a quick compile, bytes, cycles and the compiler's roofline would say nothing."
 
 
