@@ -64,6 +64,7 @@ setuptools.setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
+        "plan": ["libtpu>=0.0.42"],  # The TPU compiler; no TPU needed.
         "app": ["gradio>=5.0.0"],
         "onnx": ["onnx>=1.19.0", "onnxruntime>=1.20.0"],
         "interop": [

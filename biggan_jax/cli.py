@@ -1,9 +1,10 @@
 """`biggan VERB ...`: one thin function a verb.
 
 Exit codes: 0 done; 1 stopped because the disk did not take what had to be written (free space and
-give the same command again); 2 bad usage or input, or a check that found damage; 3 stopped by the
-watchdog: training diverged or collapsed; 75 saved, or with nothing to save, on SIGTERM or SIGINT:
-start again to go on. Of several processes: 69 another one is lost, 70 this one stood still.
+give the same command again); 2 bad usage or input, a check that found damage, or a plan that does
+not fit; 3 stopped by the watchdog: training diverged or collapsed; 75 saved, or with nothing to
+save, on SIGTERM or SIGINT: start again to go on. Of several processes: 69 another one is lost, 70
+this one stood still.
 """
 
 import argparse
@@ -85,6 +86,17 @@ def _parser():
     sub.add_argument("--config.KEY", metavar="VALUE", help="override a key of the config")
     sub.add_argument("--workdir", help="the run folder; needed unless --dry-run")
     sub.add_argument("--dry-run", action="store_true", help="print config and parameters, leave")
+
+    sub = verb("plan", _plan, "Say whether a config fits a TPU slice, and how fast it can be.")
+    sub.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
+    sub.add_argument("--config.KEY", metavar="VALUE", help="override a key of the config")
+    sub.add_argument("--slice", help="v3-512, v5e-16, tpu7x-64, ... or a topology such as v3:8x8")
+    sub.add_argument("--slices", help="several, with commas between, to compare")
+    sub.add_argument("--sweep", action="store_true", help="find the cheapest setting that fits")
+    sub.add_argument("--quick", action="store_true", help="memory, FLOPs and collectives alone")
+    sub.add_argument("--price-per-chip-hour", type=float, metavar="X", help="to tell the cost")
+    sub.add_argument("--hbm-limit", type=float, metavar="GIB", help="of a device; default: all")
+    sub.add_argument("--json", action="store_true", help="for programs")
 
     sub = verb("sample", _sample, "Write images: a sheet, a file each, or one .npz.")
     sub.add_argument("folder", metavar="PATH", help="a run folder or a bundle")
@@ -189,7 +201,7 @@ def _overrides(rest, parser, verb):
     pairs = []
     for arg in rest:
         key, equals, text = arg.removeprefix("--config.").partition("=")
-        if verb in ("train", "import") and arg.startswith("--config."):
+        if verb in ("train", "plan", "import") and arg.startswith("--config."):
             if not equals:
                 raise ConfigError(f"{arg}: write --config.{key}=VALUE.")
             pairs.append((key, text))
@@ -227,6 +239,34 @@ def _train(args):
         for number, handler in zip(signals, before, strict=True):
             signal.signal(number, handler)
     return 0
+
+
+def _plan(args):
+    from biggan_jax import config as config_lib
+    from biggan_jax.parallel import slices
+    from biggan_jax.plan import search, text
+
+    if (args.slice is None) == (args.slices is None):
+        raise ConfigError("--slice: name one, or several with --slices=A,B,C.")
+    for name in ("price_per_chip_hour", "hbm_limit"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"--{name.replace('_', '-')}={value}: must be a number above 0.")
+    config = config_lib.load(args.config, args.overrides)
+    answer = search.compare(
+        config,
+        [slices.find(name) for name in (args.slice or args.slices).split(",")],
+        args.sweep,
+        price=args.price_per_chip_hour,
+        limit=None if args.hbm_limit is None else args.hbm_limit * slices.GIB,
+        quick=args.quick,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(json.dumps(answer) if args.json else text.text(answer))
+    # Only what was asked for must fit; --sweep asks for anything that does.
+    if args.sweep:
+        return 0 if answer["cheapest"] else 2
+    return 0 if all(row["fits"] for row in answer["plans"]) else 2
 
 
 def _sample(args):
