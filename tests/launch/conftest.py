@@ -1,6 +1,7 @@
 """A fake cloud, a repository to fetch from, and a job file for both."""
 
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -66,9 +67,14 @@ command = ["biggan", "train", "--config=a;b &&", '''--workdir={self.workdir}''',
         """Starts the program; words are the action and its options."""
         command = [sys.executable, "-m", "launch.tpu_vm", words[0], self.file, *words[1:]]
         pipe = subprocess.PIPE
-        return subprocess.Popen(
-            command, cwd=ROOT, env=self.cloud.env, stdout=pipe, stderr=pipe, text=True
-        )
+        # Tests in the background of a shell ignore SIGINT, and what they start would too.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return subprocess.Popen(
+                command, cwd=ROOT, env=self.cloud.env, stdout=pipe, stderr=pipe, text=True
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def __call__(self, *words):
         """Runs it to its end; returns exit code, stdout and stderr."""
