@@ -4,7 +4,7 @@ import difflib
 import pathlib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 NAME = r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?"  # Of resources on Google Cloud and of Kubernetes.
@@ -18,19 +18,33 @@ class JobError(ValueError):
     """What a user gave cannot be used; the message is one sentence for that user."""
 
 
-def read(path: str, keys: Mapping[str, Mapping[str, tuple[type, Any]]]) -> dict[str, Any]:
+def read(
+    path: str,
+    keys: Mapping[str, Mapping[str, tuple[type, Any]]],
+    check: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
     """Reads a job file.
 
     Args:
       path: of the file.
       keys: of each table ("" for what comes before the first) its keys: type and default.
+      check: raises a `JobError` where values are not allowed.
 
     Returns:
       The values by key, "TABLE.KEY" in tables.
 
     Raises:
-      JobError: naming the key and what is allowed.
+      JobError: naming the file, the key and what is allowed.
     """
+    try:
+        values = _read(path, keys)
+        check(values)
+    except JobError as e:
+        raise JobError(f"{path}: {e}") from None
+    return values
+
+
+def _read(path, keys):
     try:
         tables = tomllib.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except OSError as e:

@@ -194,7 +194,7 @@ class _NoPictures(Collection):
     identity = {}  # noqa: RUF012
 
     def run(self, split, start, stop):
-        raise NotImplementedError
+        raise KeyError(split)  # There are none.
 
 
 def _result(manifest, folder, request):

@@ -141,7 +141,7 @@ class Prepared(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ig
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config
-        names = list(config.collection.class_names) if config.collection else self._class_names()
+        names = self._class_names()
         return tfds.core.DatasetInfo(
             builder=self,
             description=(
@@ -157,7 +157,7 @@ class Prepared(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ig
         )
 
     def _class_names(self):
-        raise NotImplementedError
+        return list(self._collection(None).class_names)
 
     def shards(self, notes: epath.PathLike, collection: Collection) -> dict[str, list[Shard]]:
         """Cuts every split wanted into shards.
@@ -197,13 +197,14 @@ class Prepared(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ig
         return found
 
     def _shard_iterators_per_split(self, dl_manager):
-        collection = self.builder_config.collection or self._collection(dl_manager)
+        collection = self._collection(dl_manager)
         self._made = self.shards(self.data_path / NOTES, collection)
         self._identity = dict(collection.identity)
         return self._made
 
     def _collection(self, dl_manager):
-        raise NotImplementedError
+        assert self.builder_config.collection is not None
+        return self.builder_config.collection
 
     def _download_and_prepare(self, dl_manager, download_config=None):
         # Reached through TFDS, on Beam or in one process; `prepare` does this part itself.

@@ -3,14 +3,12 @@
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from biggan_jax.interop import layout
 from biggan_jax.interop.bundle import Bundle
 from biggan_jax.models import networks
+from biggan_jax.sample import folding
 
 TRUNCATIONS = "truncations"
 
@@ -39,13 +37,12 @@ def exact(model: dict[str, Any]) -> dict[str, Any]:
 def freeze(bundle: Bundle) -> Frozen:
     """Freezes the generator of a bundle that is sampled."""
     model, tensors = exact(bundle.model), bundle.generator()
-    kernels = _normalized(model, tensors)
+    generator, _ = networks.build({"model": model})
+    folded = folding.fold(generator, layout.unflatten(tensors))
     arrays = {}
-    for place, value in tensors.items():
-        collection, *module, leaf = place.split("/")
-        if collection != "params":
-            continue
-        value = np.asarray(kernels.get("/".join(module), value) if _is_matrix(leaf) else value)
+    for place, value in layout.flatten(folded).items():
+        *module, leaf = place.split("/")
+        value = np.asarray(value)
         if module[-1] in ("gain", "bias"):  # A projection of the condition, or a class table.
             leaf = module.pop()
         if module == ["out_conv"]:
@@ -58,28 +55,3 @@ def freeze(bundle: Bundle) -> Frozen:
             arrays[place.removeprefix("batch_stats/")] = np.asarray(rows, np.float32)
     arrays[TRUNCATIONS] = np.asarray(bundle.grid if table else [1.0], np.float32)
     return Frozen(model, dict(sorted(arrays.items())))
-
-
-def _is_matrix(leaf):
-    return leaf in ("kernel", "embedding")
-
-
-def _normalized(model, tensors):
-    """{module: kernel / sigma} as the network itself computes them, by whatever rule."""
-    generator, _ = networks.build({"model": model})
-
-    def kernels(variables):
-        found = {}
-
-        def watch(call, args, kwargs, context):
-            result = call(*args, **kwargs)
-            if context.method_name == "normalized":
-                found["/".join(context.module.path)] = result
-            return result
-
-        z, labels = jnp.zeros((1, model["z_dim"])), jnp.zeros((1,), jnp.int32)
-        with nn.intercept_methods(watch):
-            generator.apply(variables, z, labels, train=False)
-        return found
-
-    return jax.jit(kernels)(layout.unflatten(tensors))

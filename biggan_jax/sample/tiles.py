@@ -19,8 +19,7 @@ from biggan_jax.models import networks
 from biggan_jax.parallel import mesh as mesh_lib
 from biggan_jax.sample import folding, latents, sampler
 
-# Pixels of a tile: on a CPU four images of 128 px use it as well as more (docs/performance.md), and
-# few do not wait for many.
+# Pixels of a tile: on a CPU, few images shall not wait for many; elsewhere small tiles are slow.
 _PIXELS = {"cpu": 4 * 128**2}
 _PIXELS_ELSEWHERE = 64 * 128**2
 _MOST = {"cpu": 16}

@@ -40,12 +40,7 @@ def read(path: str) -> dict[str, Any]:
     Raises:
       JobError: naming the file, the key and what is allowed.
     """
-    try:
-        values = job_file.read(path, _KEYS)
-        _check(values)
-    except JobError as e:
-        raise JobError(f"{path}: {e}") from None
-    return values
+    return job_file.read(path, _KEYS, _check)
 
 
 def _check(values):

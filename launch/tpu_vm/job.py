@@ -81,11 +81,7 @@ def read(path: str) -> Job:
     Raises:
       JobError: naming the file, the key and what is allowed.
     """
-    try:
-        values = job_file.read(path, _KEYS)
-        _check(values)
-    except JobError as e:
-        raise JobError(f"{path}: {e}") from None
+    values = job_file.read(path, _KEYS, _check)
     return Job(
         **{key: values[key] for key in _KEYS[""] if key not in _OPTIONS},
         options={key: values[key] for key in _OPTIONS if values[key]},
