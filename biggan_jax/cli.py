@@ -125,7 +125,10 @@ def _parser():
     sub = verb("import", _import, "Turn a foreign model into a bundle.")
     sub.add_argument("source", metavar="SOURCE", help="a folder or checkpoint")
     sub.add_argument("out", metavar="OUT", help="the bundle to make")
-    sub.add_argument("--format", help="biggan-pytorch, huggingface, tfhub or compare-gan")
+    sub.add_argument(
+        "--format",
+        help="biggan-pytorch, huggingface, tfhub or compare-gan; inception for FID's network",
+    )
     sub.add_argument("--name", help="of the model; default: the source's")
     sub.add_argument(
         "--config.model.KEY", metavar="VALUE", help="what the source does not say of its model"
@@ -238,6 +241,15 @@ def _import(args):
     from biggan_jax import files
     from biggan_jax.interop import bundle, formats
 
+    if args.format == "inception":
+        from biggan_jax.evaluate import extractors
+
+        if args.name or args.overrides:
+            raise ConfigError("--format=inception: is no model; --name and --config do not apply.")
+        for note in extractors.import_inception(args.source, args.out):
+            print(f"note: {note}")
+        print(f"the network of FID is in {args.out}")
+        return
     files.check_new_folder(args.out, "OUT")
     found = formats.read(args.source, args.format, args.overrides)
     found.name = args.name or found.name
