@@ -2,13 +2,14 @@
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 
 from biggan_jax import config as config_lib
 from biggan_jax import files
@@ -27,17 +28,18 @@ MAX_SCORES = 1 << 28
 TABLE_ROWS = 51
 
 
-def load(path: str, step: int | None = None) -> "Model":
+def load(path: str, step: int | None = None, mesh: Mesh | None = None) -> "Model":
     """Loads a generator, and a discriminator where there is one.
 
     Args:
       path: a run folder or a bundle.
       step: which checkpoint of a run folder; None for the latest.
+      mesh: where it runs; None for one device.
 
     Raises:
       ConfigError: if the path is neither, or is damaged.
     """
-    return Model(read(path, step))
+    return Model(read(path, step), mesh)
 
 
 def read(path: str, step: int | None = None) -> bundle_lib.Bundle:
@@ -62,22 +64,24 @@ class Model:
       bundle: everything, as arrays in host memory.
     """
 
-    def __init__(self, bundle: bundle_lib.Bundle):
-        """Takes a whole bundle."""
+    def __init__(self, bundle: bundle_lib.Bundle, mesh: Mesh | None = None):
+        """Takes a whole bundle, and the mesh it runs on; None for one device."""
         self.name, self.bundle = bundle.name, bundle
+        mesh = mesh_lib.make_mesh(1) if mesh is None else mesh
         config = config_lib.default()
         config.name = bundle.name
         config.model.update({k: _tuple(v) for k, v in bundle.model.items()})
         self._batch = _largest_batch(config.model)
-        config.sample.standing_batch = min(self._batch, bundle.standing_images)
+        each = -(-min(self._batch, bundle.standing_images) // mesh.size)
+        config.sample.standing_batch = each * mesh.size  # Every device has its part.
         config.sample.standing_passes = -(-bundle.standing_images // config.sample.standing_batch)
         self.config = ml_collections.FrozenConfigDict(config)
         classes = self.config.model.num_classes
         self.class_names = bundle.class_names or tuple(str(i) for i in range(classes))
         self.truncation_mode = bundle.truncation
         self._generator, self._discriminator = networks.build(self.config)
-        self._sampler = sampler.Sampler(self.config, mesh_lib.make_mesh(1))
-        g = jax.tree.map(jnp.asarray, layout.unflatten(bundle.generator()))
+        self._sampler = sampler.Sampler(self.config, mesh)
+        g = jax.device_put(layout.unflatten(bundle.generator()), mesh_lib.replicated(mesh))
         self._weights = {"params": g["params"], "spectral": g["spectral"]}
         self._stored = g["batch_stats"]
         d = layout.unflatten(bundle.part("d"))
@@ -126,13 +130,58 @@ class Model:
         Raises:
           ConfigError: if a label is none of the model's, or truncation or mode cannot be.
         """
+        truncation, mode = self.check(truncation, seed, mode)
+        images_of = self._checked(labels)
+        stats = self._statistics(truncation, mode)
+        return self._sampler.sample(self._weights, stats, images_of, seed, truncation, mode)
+
+    def maker(
+        self, truncation: float | None, seed: int, mode: str | None = None
+    ) -> Callable[[np.ndarray, np.ndarray], jax.Array]:
+        """Returns what makes the images of `sample` without bringing them to the host.
+
+        Args:
+          truncation: see `sample`; BN statistics for it are made now.
+          seed: of the latents.
+          mode: what the truncation means.
+
+        Returns:
+          A function of places in the series of latents and labels, both [N] with N a multiple of
+          the devices, that gives [N, H, W, 3] floats in -1..1, cut over the mesh.
+
+        Raises:
+          ConfigError: see `sample`.
+        """
+        truncation, mode = self.check(truncation, seed, mode)
+        stats = self._statistics(truncation, mode)
+        return lambda index, labels: self._sampler.on_mesh(
+            self._weights, stats, index, self._checked(labels), seed, truncation, mode
+        )
+
+    def check(
+        self, truncation: float | None, seed: int, mode: str | None
+    ) -> tuple[float | None, str]:
+        """Returns the truncation and mode that `sample` takes these for.
+
+        Raises:
+          ConfigError: if it would take none of them.
+        """
         truncation, mode = self._settled(truncation, mode)
         latents.check_truncation(truncation, mode)
         if not 0 <= seed < 2**31:
             raise ConfigError(f"--seed={seed}: must be at least 0 and below 2**31.")
-        images_of = self._checked(labels)
-        stats = self._statistics(truncation, mode)
-        return self._sampler.sample(self._weights, stats, images_of, seed, truncation, mode)
+        return truncation, mode
+
+    def protocol(self, truncation: float | None, mode: str | None) -> dict[str, Any]:
+        """Returns what `sample` does with these arguments, for JSON beside a score."""
+        truncation, mode = self._settled(truncation, mode)
+        return {
+            "weights": "averaged" if self.bundle.part("ema") else "raw",
+            "truncation": truncation,
+            "mode": None if truncation is None else mode,
+            "statistics": self._statistics_text(truncation, mode),
+            "dtype": self.config.model.dtype,
+        }
 
     def describe(self, truncation: float | None, mode: str | None) -> str:
         """Returns in words what `sample` does with these arguments, for a sheet."""
@@ -250,6 +299,13 @@ class Model:
         if own and mode == "hub" and truncation == 1.0:
             return self._stored  # Without a table the modules hold those of t = 1.
         return self._made(truncation, mode)
+
+    def _statistics_text(self, truncation, mode):
+        own = mode == self.truncation_mode and truncation is not None
+        if own and (self.bundle.grid or (mode == "hub" and truncation == 1.0)):
+            return "the model's own"
+        sample = self.config.sample
+        return f"standing, {sample.standing_passes} passes of {sample.standing_batch}"
 
     def _made(self, truncation, mode):
         key = truncation, mode if truncation is not None else None

@@ -53,6 +53,8 @@ class Sampler:
         whole = mesh_lib.replicated(mesh)
         self._pass = jax.jit(self._moments, static_argnames="mode", out_shardings=whole)
         self._images = jax.jit(self._generate, static_argnames="mode", out_shardings=whole)
+        cut = mesh_lib.batch_sharding(mesh, 0)
+        self._images_cut = jax.jit(self._generate, static_argnames="mode", out_shardings=cut)
 
     def standing_statistics(
         self, weights: Weights, truncation: float | None = None, mode: str = "threshold"
@@ -98,6 +100,34 @@ class Sampler:
             images.append(sheets.to_uint8(np.asarray(out)))
             self._passed()
         return np.concatenate(images)[: len(labels)]
+
+    def on_mesh(
+        self,
+        weights: Weights,
+        statistics: Any,
+        index: np.ndarray,
+        labels: np.ndarray,
+        seed: int,
+        truncation: float | None = None,
+        mode: str = "threshold",
+    ) -> jax.Array:
+        """Generates one batch that stays on the mesh, for whoever goes on with it there.
+
+        Args:
+          weights: of the generator.
+          statistics: `batch_stats` that fit the truncation.
+          index: [N] places in the series of latents; N is a multiple of the mesh's size.
+          labels: [N] integers.
+          seed: of the latents.
+          truncation: see `latents.draw`.
+          mode: see `latents.draw`.
+
+        Returns:
+          [N, R, R, 3] float32 in -1..1, cut over the mesh.
+        """
+        return self._images_cut(
+            weights, statistics, index, labels.astype(np.int32), seed, truncation, mode=mode
+        )
 
     def _cut(self, x):
         return jax.lax.with_sharding_constraint(x, mesh_lib.batch_sharding(self.mesh, 0))
