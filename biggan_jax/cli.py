@@ -1,9 +1,10 @@
 """`biggan VERB ...`: one thin function a verb.
 
 Exit codes: 0 done; 1 stopped because the disk did not take what had to be written (free space and
-give the same command again); 2 bad usage or input, or a check that found damage; 3 stopped by the
-watchdog: training diverged or collapsed; 75 saved, or with nothing to save, on SIGTERM or SIGINT:
-start again to go on. Of several processes: 69 another one is lost, 70 this one stood still.
+give the same command again); 2 bad usage or input, a check that found damage, or a plan that does
+not fit; 3 stopped by the watchdog: training diverged or collapsed; 75 saved, or with nothing to
+save, on SIGTERM or SIGINT: start again to go on. Of several processes: 69 another one is lost, 70
+this one stood still.
 """
 
 import argparse
@@ -86,17 +87,41 @@ def _parser():
     sub.add_argument("--workdir", help="the run folder; needed unless --dry-run")
     sub.add_argument("--dry-run", action="store_true", help="print config and parameters, leave")
 
-    sub = verb("sample", _sample, "Write a sheet of images, one class a column.")
+    sub = verb("plan", _plan, "Say whether a config fits a TPU slice, and how fast it can be.")
+    sub.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
+    sub.add_argument("--config.KEY", metavar="VALUE", help="override a key of the config")
+    sub.add_argument("--slice", help="v3-512, v5e-16, tpu7x-64, ... or a topology such as v3:8x8")
+    sub.add_argument("--slices", help="several, with commas between, to compare")
+    sub.add_argument("--sweep", action="store_true", help="find the cheapest setting that fits")
+    sub.add_argument("--quick", action="store_true", help="memory, FLOPs and collectives alone")
+    sub.add_argument("--price-per-chip-hour", type=float, metavar="X", help="to tell the cost")
+    sub.add_argument("--hbm-limit", type=float, metavar="GIB", help="of a device; default: all")
+    sub.add_argument("--json", action="store_true", help="for programs")
+
+    sub = verb("sample", _sample, "Write images: a sheet, a file each, or one .npz.")
     sub.add_argument("folder", metavar="PATH", help="a run folder or a bundle")
-    sub.add_argument("--out", default="samples.png", help="the PNG to write")
-    sub.add_argument("--num", type=int, default=8, help="images a class")
-    sub.add_argument("--classes", help="numbers or names, with commas; default: the first ten")
-    sub.add_argument("--truncation", type=float, help="default: none")
+    sub.add_argument("--out", help="a sheet, .png, a class a column; default: samples.png")
+    sub.add_argument("--images", metavar="FOLDER", help="a PNG an image, in a new folder")
+    sub.add_argument("--npz", metavar="FILE", help="arr_0: uint8 [N, H, W, 3]; arr_1: labels")
+    sub.add_argument("--num", type=int, default=8, help="images a class; default: 8")
     sub.add_argument(
-        "--mode", help="what truncation means: threshold, hub, std or clamp; default: the model's"
+        "--classes",
+        help="names or numbers, with commas, or all; default: the first ten on a sheet, else all",
     )
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--step", type=int, help="which checkpoint; default: the latest")
+    _add_sampling(sub)
+
+    sub = verb("walk", _walk, "Write a walk through latents and classes: .png, .gif or .mp4.")
+    sub.add_argument("folder", metavar="PATH", help="a run folder or a bundle")
+    sub.add_argument("--out", default="walk.gif", help="a .png, .gif or .mp4; default: walk.gif")
+    sub.add_argument("--classes", help="one a point, names or numbers with commas; default: 0")
+    sub.add_argument("--points", type=int, help="default: one a class, four of a single class")
+    sub.add_argument("--frames", type=int, default=16, help="from a point to the next; default: 16")
+    sub.add_argument("--how", default="spherical", help="between latents: spherical or linear")
+    sub.add_argument("--loop", action="store_true", help="end where it began")
+    sub.add_argument("--lock-z", action="store_true", help="move the class alone")
+    sub.add_argument("--chunks", help="of a split z that move: numbers with commas, or each")
+    sub.add_argument("--fps", type=int, default=12, help="frames a second; default: 12")
+    _add_sampling(sub)
 
     sub = verb("evaluate", _evaluate, "Score a model or a set of images.")
     sub.add_argument(
@@ -168,8 +193,20 @@ def _parser():
     sub = verb("export", _export, "Write a model for other programs.")
     sub.add_argument("folder", metavar="PATH", help="a run folder or a bundle")
     sub.add_argument("out", metavar="OUT", help="the folder to make")
-    sub.add_argument("--format", required=True, help="bundle, huggingface or biggan-pytorch")
+    sub.add_argument(
+        "--format",
+        required=True,
+        help="bundle, stablehlo, saved-model, onnx, npz, huggingface or biggan-pytorch",
+    )
     sub.add_argument("--step", type=int, help="which checkpoint; default: the latest")
+    sub.add_argument(
+        "--truncations",
+        help="make BN statistics for these, with commas; stored: none; default: the model's own,"
+        " else some up to no truncation",
+    )
+    sub.add_argument("--parameters", help="of stablehlo: inside the program (default) or apart")
+    sub.add_argument("--licence", help="of the weights, for the card")
+    sub.add_argument("--scores", help="for the card: a JSON file of names and numbers")
 
     sub = verb("inspect", _inspect, "Say what is in a run folder or a bundle.")
     sub.add_argument("folder", metavar="PATH", help="a run folder or a bundle")
@@ -181,12 +218,24 @@ def _parser():
     return parser
 
 
+def _add_sampling(sub):
+    sub.add_argument("--truncation", type=float, help="default: none")
+    sub.add_argument(
+        "--mode", help="what truncation means: threshold, hub, std or clamp; default: the model's"
+    )
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--step", type=int, help="which checkpoint; default: the latest")
+    sub.add_argument("--devices", type=int, help="default: all; on a CPU so many are simulated")
+    sub.add_argument("--batch", type=int, help="images on their way at once; changes no byte")
+    sub.add_argument("--json", action="store_true", help="for programs")
+
+
 def _overrides(rest, parser, verb):
     """Turns what argparse did not know into (key, text) pairs of the config."""
     pairs = []
     for arg in rest:
         key, equals, text = arg.removeprefix("--config.").partition("=")
-        if verb in ("train", "import") and arg.startswith("--config."):
+        if verb in ("train", "plan", "import") and arg.startswith("--config."):
             if not equals:
                 raise ConfigError(f"{arg}: write --config.{key}=VALUE.")
             pairs.append((key, text))
@@ -226,19 +275,100 @@ def _train(args):
     return 0
 
 
-def _sample(args):
-    from biggan_jax import api
+def _plan(args):
+    from biggan_jax import config as config_lib
+    from biggan_jax.parallel import slices
+    from biggan_jax.plan import search, text
 
-    path = api.write_sheet(
-        api.load(args.folder, args.step),
-        args.out,
-        classes=args.classes,
-        num=args.num,
-        seed=args.seed,
-        truncation=args.truncation,
-        mode=args.mode,
+    if (args.slice is None) == (args.slices is None):
+        raise ConfigError("--slice: name one, or several with --slices=A,B,C.")
+    for name in ("price_per_chip_hour", "hbm_limit"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"--{name.replace('_', '-')}={value}: must be a number above 0.")
+    config = config_lib.load(args.config, args.overrides)
+    answer = search.compare(
+        config,
+        [slices.find(name) for name in (args.slice or args.slices).split(",")],
+        args.sweep,
+        price=args.price_per_chip_hour,
+        limit=None if args.hbm_limit is None else args.hbm_limit * slices.GIB,
+        quick=args.quick,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    print(f"samples are in {path}")
+    print(json.dumps(answer) if args.json else text.text(answer))
+    # Only what was asked for must fit; --sweep asks for anything that does.
+    if args.sweep:
+        return 0 if answer["cheapest"] else 2
+    return 0 if all(row["fits"] for row in answer["plans"]) else 2
+
+
+def _sample(args):
+    from biggan_jax import show
+
+    out = args.out or (None if args.images or args.npz else "samples.png")
+    request = show.Request(
+        args.classes,
+        args.num,
+        args.seed,
+        args.truncation,
+        args.mode,
+        args.batch,
+        out,
+        args.images,
+        args.npz,
+    )
+    request.check()
+    facts = show.sample(_model(args), request)
+    if args.json:
+        print(json.dumps(facts))
+        return
+    print(f"samples are in {', '.join(facts['outputs'])}")
+    rate = facts["images_per_second"]
+    print(
+        f"{facts['images']:,} images in {facts['seconds']:.1f} s on {facts['devices']} device(s)"
+        + (f", {rate:.3g} images/s after the first" if rate else "")
+        + f"; BN statistics: {facts['statistics_seconds']:.1f} s"
+    )
+
+
+def _walk(args):
+    from biggan_jax import show
+
+    request = show.Walk(
+        args.out,
+        args.classes,
+        args.points,
+        args.frames,
+        args.how,
+        args.loop,
+        args.lock_z,
+        args.chunks,
+        args.seed,
+        args.truncation,
+        args.mode,
+        args.fps,
+        args.batch,
+    )
+    request.check()
+    facts = show.walk_to(_model(args), request)
+    if args.json:
+        print(json.dumps(facts))
+    else:
+        print(f"a walk of {facts['frames']} frames is in {args.out}")
+
+
+def _model(args):
+    from biggan_jax import api
+    from biggan_jax.parallel import mesh
+
+    if args.devices is not None:
+        if args.devices < 1:
+            raise ConfigError(f"--devices={args.devices}: must be at least 1.")
+        mesh.request_cpu_devices(args.devices)
+    model = api.load(args.folder, args.step, args.devices or 0)
+    model.progress = True
+    return model
 
 
 def _evaluate(args):
@@ -338,7 +468,10 @@ def _import(args):
 def _export(args):
     from biggan_jax import api
 
-    for note in api.export(args.folder, args.out, args.format, args.step):
+    options = {
+        key: getattr(args, key) for key in ("truncations", "parameters", "licence", "scores")
+    }
+    for note in api.export(args.folder, args.out, args.format, args.step, **options):
         print(f"note: {note}")
     print(f"{args.folder} is in {args.out}, format {args.format}")
 

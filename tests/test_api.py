@@ -17,31 +17,44 @@ from biggan_jax.interop import bundle as bundle_lib
 from biggan_jax.interop import layout
 from biggan_jax.models import networks
 from biggan_jax.parallel import mesh as mesh_lib
-from biggan_jax.sample import latents
+from biggan_jax.sample import latents, sampler, tiles
 from biggan_jax.train import checkpoint, runs
 
 MODEL = {"resolution": 16, "num_classes": 3, "g_ch": 8, "d_ch": 8, "shared_dim": 8}
+
+
+@functools.cache
+def initial(model):
+    """Both networks' first variables, flat; most tests here ask for the same ones."""
+    model = json.loads(model)
+    g, d = networks.build({"model": model})
+    z, labels = jnp.zeros((1, model["z_dim"])), jnp.zeros(1, jnp.int32)
+    image = jnp.zeros((1, model["resolution"], model["resolution"], 3))
+    key = jax.random.key(0)
+    g_variables = jax.jit(functools.partial(g.init, train=False))(key, z, labels)
+    return layout.flatten(g_variables), layout.flatten(jax.jit(d.init)(key, image, labels))
+
+
+@functools.cache
+def plain_model():
+    """For tests that change nothing."""
+    return api.Model(make_bundle())
 
 
 def make_bundle(table=False, **model):
     """Random weights, an average of its own, and statistics that are neither 0 nor 1."""
     changes = {**MODEL, "z_dim": 12, "g_attention": (), "d_attention": (), **model}
     made = bundle_lib.Bundle("toy", bundle_lib.resolve_model(changes), {}, standing_images=96)
-    g, d = networks.build({"model": made.model})
-    z, labels = jnp.zeros((1, made.model["z_dim"])), jnp.zeros(1, jnp.int32)
-    size = made.model["resolution"]
     rng = np.random.default_rng(0)
 
-    def randomized(variables):
-        flat = layout.flatten(variables)
+    def randomized(flat):
         other = {k: v + 0.1 * rng.normal(size=v.shape) for k, v in flat.items()}
         return {k: np.float32(np.abs(v) if "/var" in k else v) for k, v in other.items()}
 
-    key, image = jax.random.key(0), jnp.zeros((1, size, size, 3))
-    g_variables = jax.jit(functools.partial(g.init, train=False))(key, z, labels)
+    g_variables, d_variables = initial(json.dumps(made.model))
     made.add("g", randomized(g_variables))
     made.add("ema", randomized(g_variables))
-    made.add("d", randomized(jax.jit(d.init)(key, image, labels)))
+    made.add("d", randomized(d_variables))
     if table:
         made.grid = (0.0, 0.5, 1.0)
         made.truncation = "hub"
@@ -63,9 +76,14 @@ def variables(bundle, network, scale=1):
     return tree
 
 
+def reference_sampler(model):
+    """Training's, which computes whole batches in one program."""
+    return sampler.Sampler(model.config, mesh_lib.make_mesh(1))
+
+
 def test_generate_and_discriminate_apply_the_networks():
-    bundle = make_bundle()
-    model = api.Model(bundle)
+    model = plain_model()
+    bundle = model.bundle
     _, d = networks.build({"model": bundle.model})
     z = np.random.default_rng(1).normal(size=(70, 12)).astype(np.float32)  # More than a batch.
     labels = np.arange(70) % 3
@@ -109,8 +127,9 @@ def test_sample_uses_the_table_in_its_own_mode_and_standing_statistics_in_others
     assert np.abs(got - np.round(127.5 * (want + 1))).max() <= 1  # Rounding at a half.
     assert model.describe(0.5, None) == "hub truncation 0.5"
     z = latents.draw(5, np.arange(4), 12, 1.0, "threshold")
-    standing = model._sampler.standing_statistics(model._weights, 1.0, "threshold")
-    want = apply_g(bundle, {**model._weights, "batch_stats": standing}, z, labels)
+    weights = {k: v for k, v in variables(bundle, "ema").items() if k != "batch_stats"}
+    standing = reference_sampler(model).standing_statistics(weights, 1.0, "threshold")
+    want = apply_g(bundle, {**weights, "batch_stats": standing}, z, labels)
     got = model.sample(labels, truncation=1.0, seed=5, mode="threshold")
     assert np.abs(got - np.round(127.5 * (want + 1))).max() <= 1
     # Without a truncation such a model is sampled at the table's end.
@@ -143,11 +162,11 @@ def test_a_hub_model_without_a_table_has_statistics_of_truncation_one():
     ],
 )
 def test_batches_shrink_as_images_grow(model, batch):
-    assert api._largest_batch(config_lib.ml_collections.ConfigDict(model)) == batch
+    assert tiles.largest_batch(model) == batch
 
 
 def test_standing_statistics_of_generate_are_those_of_the_truncation():
-    model = api.Model(make_bundle())
+    model = plain_model()
     z, labels = np.zeros((2, 12), np.float32), [0, 1]
     stored, low, high = (
         model.generate(z, labels, *arguments)
@@ -165,6 +184,18 @@ def test_standing_statistics_of_generate_are_those_of_the_truncation():
         (lambda m: m.sample([0], truncation=0.0), "must be a number above 0"),
         (lambda m: m.sample([0], 0.5, mode="hubb"), "--mode=hubb: must be one of"),
         (lambda m: m.sample([0], seed=2**31), "--seed=2147483648: must be at least 0 and below"),
+        (lambda m: m.sample([0], first=-1), "first=-1: must be at least 0"),
+        (lambda m: m.stream([0], batch=0), "--batch=0: must be at least 1"),
+        (lambda m: m.sample(np.full((1, 3), np.nan)), "a mix of classes must be finite"),
+        (lambda m: m.sample(np.zeros((1, 4))), "labels must be a list of class numbers"),
+        (lambda m: m.mix({"1": -1.0}), "a mix: needs weights"),
+        (lambda m: m.mix({}), "a mix: needs weights"),
+        (lambda m: m.mix({"emu": 1.0}), "'emu' is no class"),
+        (lambda m: m.walk([(np.ones(12), 0)]), "a walk needs two points"),
+        (lambda m: m.walk([(np.ones(12), 0), (np.ones(3), 0)]), r"z is of shape \[3\]"),
+        (lambda m: m.walk([(np.ones(12), 0), (np.ones(12), 3)]), "class 3: this model has"),
+        (lambda m: m.walk([(np.ones(12), 0)] * 2, how="x"), "--how=x: must be one of"),
+        (lambda m: m.walk([(np.ones(12), 0)] * 2, frames=0), "--frames=0: must be at least 1"),
         (lambda m: m.generate(np.zeros((1, 5)), [0]), r"z is of shape \[1, 5\]"),
         (lambda m: m.generate(np.zeros((1, 12)), [0], 1.0, "x"), "must be one of correct, hf-"),
         (lambda m: m.generate(np.zeros((1, 12)), [0], 1.0, "hf-compat"), "brings no statistics"),
@@ -173,7 +204,7 @@ def test_standing_statistics_of_generate_are_those_of_the_truncation():
 )
 def test_bad_arguments(call, message):
     with pytest.raises(config_lib.ConfigError, match=message):
-        call(api.Model(make_bundle()))
+        call(plain_model())
 
 
 def test_a_model_without_d_says_so():
@@ -189,7 +220,9 @@ def test_make_table_is_standing_statistics_of_51_truncations():
     model = api.Model(make_bundle())
     model.make_table()
     assert model.bundle.grid[7] == 0.14 and len(model.bundle.grid) == 51
-    want = model._sampler.standing_statistics(model._weights, 0.5, "hub")
+    weights = variables(model.bundle, "ema")
+    del weights["batch_stats"]
+    want = reference_sampler(model).standing_statistics(weights, 0.5, "hub")
     got = model.bundle.part("table")["batch_stats/out_bn/var"]
     assert got.shape == (51, 32)
     np.testing.assert_allclose(got[25], want["out_bn"]["var"], rtol=1e-6)
@@ -220,7 +253,8 @@ def run_folder(tmp_path_factory):
 def test_a_run_its_bundle_and_what_is_loaded_again_are_one_model(run_folder, tmp_path, capsys):
     out = str(tmp_path / "bundle")
     assert cli.main(["export", run_folder, out, "--format=bundle"]) == 0
-    assert sorted(os.listdir(out)) == ["README.md", "config.json", "model.safetensors"]
+    names = ["README.md", "config.json", "model.safetensors", "samples.png"]
+    assert sorted(os.listdir(out)) == names
     run, bundle = biggan_jax.load(run_folder), biggan_jax.load(out)
     assert run.class_names == bundle.class_names == ("cat", "dog", "emu")
     labels = [0, 1, 2, 1]

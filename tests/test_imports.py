@@ -20,14 +20,16 @@ ALLOWED = {
     "parallel": set(),
     "data": set(),
     "gan": {"models", "parallel"},
+    "plan": {"gan", "models", "parallel"},
     "sample": {"gan", "models", "parallel"},
     "interop": {"sample", "gan", "models", "parallel"},
     "train": {"interop", "sample", "data", "gan", "models", "parallel"},
     "api": {"train", "interop", "sample", "gan", "models", "parallel"},
+    "show": {"api", "sample"},
     "evaluate": {"api", "train", "interop", "sample", "data", "gan", "models", "parallel"},
-    "cli": {"evaluate", "api", "train", "interop", "sample", "data", "parallel"},
+    "cli": {"evaluate", "show", "api", "train", "interop", "sample", "data", "plan", "parallel"},
 }
-BARE = {"models", "gan", "parallel"}
+BARE = {"models", "gan", "parallel", "plan"}
 BARE_PACKAGES = {"jax", "flax", "optax", "ml_collections", "numpy", "biggan_jax"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

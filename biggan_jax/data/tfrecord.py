@@ -14,11 +14,9 @@ import numpy as np
 from biggan_jax import host_tensorflow
 from biggan_jax.config import ConfigError
 from biggan_jax.data.batches import Batches
-from biggan_jax.data.examples import Examples
 from biggan_jax.data.prefetch import Job
-from biggan_jax.data.preprocess import Crop
-from biggan_jax.data.shards import Shards
-from biggan_jax.data.source import Source, evenly_spaced, parts, with_crops
+from biggan_jax.data.shard_source import ShardSource
+from biggan_jax.data.source import evenly_spaced, parts, with_crops
 
 _LABELS = 10_000  # Counted at most: all that stands before them in their files is read too.
 _FILES_AT_ONCE = 16
@@ -27,35 +25,12 @@ _BUFFER = 16_384  # Records, and
 _BUFFER_BYTES = 2**29  # bytes that are shuffled at most.
 
 
-class TfrecordSource(Source):
+class TfrecordSource(ShardSource):
     """Records of TFRecord shards; to get at one, its file is read up to it."""
 
     sequential = True
     count_all_up_to = _LABELS
     sampling = "the first of each file"
-
-    def __init__(
-        self,
-        name: str,
-        split: str,
-        where: str,
-        class_names: tuple[str, ...],
-        shards: Shards,
-        examples: Examples,
-    ):
-        super().__init__(name, split, where, class_names, examples.recipe)
-        self.shards = shards
-        self._examples = examples
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def get(self, i: int, crop: Crop) -> tuple[np.ndarray, int]:
-        """Returns image and label of record `i`; see `Source.get`."""
-        image = np.empty((1, self.resolution, self.resolution, 3), np.uint8)
-        label = np.empty(1, np.int32)
-        self.fill(np.array([i]), image, label, np.array([crop]))
-        return image[0], int(label[0])
 
     def label(self, i: int) -> int:
         """Returns the label of record `i` without decoding the image."""
@@ -100,7 +75,7 @@ class TfrecordSource(Source):
         """Returns the labels of records, `[N]` int32."""
         labels = np.empty(len(records), np.int32)
         for k, raw in self.in_order(records):
-            labels[k] = self._examples.label(int(records[k]), raw, self._where)
+            labels[k] = self.examples.label(int(records[k]), raw, self.name_of_record)
         return labels
 
     def decode(
@@ -113,7 +88,7 @@ class TfrecordSource(Source):
     ) -> None:
         """Decodes undecoded records whose numbers are known; else as `Source.fill`."""
         for k, (i, crop) in enumerate(with_crops(records, crops)):
-            labels[k] = self._examples.fill(i, raw[k], images[k], crop, self._where)
+            labels[k] = self.examples.fill(i, raw[k], images[k], crop, self.name_of_record)
 
     def damage(self, first: int, last: int, reason: str) -> ConfigError:
         """Returns an error that names the first record that cannot be read, by reading them again.
@@ -162,17 +137,9 @@ class TfrecordSource(Source):
                 yield raw
                 place += 1
         except tf.errors.OpError as e:
-            raise ConfigError(f"{self._name(file, place)} cannot be read: {_reason(e)}.") from e
+            raise ConfigError(f"{self.name_of(file, place)} cannot be read: {_reason(e)}.") from e
         if place < last:
-            raise ConfigError(f"{self._name(file, place)} is missing: the file ends before it.")
-
-    def _where(self, i):
-        file, place = (int(found[0]) for found in self.shards.locate(np.array([i])))
-        known = f"record {i} of data.name={self.name!r}, split {self.split!r}"
-        return f"{self._name(file, place)} ({known})"
-
-    def _name(self, file, place):
-        return f"{self.shards.name(file, place)} in {self.where}"
+            raise ConfigError(f"{self.name_of(file, place)} is missing: the file ends before it.")
 
 
 class StreamLoader(Batches):

@@ -12,7 +12,9 @@ from biggan_jax.evaluate.extractors import Extractor
 from biggan_jax.evaluate.images import Images
 from biggan_jax.parallel import mesh as mesh_lib
 
-BATCH = 32  # Images a device and pass.
+# Images a device and pass; whole tiles of a generator, see `sample.tiles`.
+BATCH = {"cpu": 32}
+BATCH_ELSEWHERE = 64
 
 
 @dataclasses.dataclass
@@ -38,7 +40,8 @@ class Engine:
         """Puts the network's weights on the mesh."""
         whole = mesh_lib.replicated(mesh)
         self.extractor, self.mesh = extractor, mesh
-        self.batch = BATCH * mesh.size
+        platform = mesh.devices.flat[0].platform
+        self.batch = BATCH.get(platform, BATCH_ELSEWHERE) * mesh.size
         self._cut = mesh_lib.batch_sharding(mesh, 0)
         self._params = jax.device_put(extractor.params, whole)
         self._call = jax.jit(extractor, out_shardings=whole)
@@ -88,12 +91,11 @@ class Engine:
             for start in (*range(so_far.count, count, self.batch), count):
                 before, waiting = waiting, None
                 if start < count:
-                    # The last batch is filled up: every batch has one size and compiles once.
-                    index = np.arange(start, start + self.batch) % count
+                    index = np.arange(start, min(start + self.batch, count))
                     x = images.read(index)
-                    if not isinstance(x, jax.Array):
-                        x = jax.device_put(x, self._cut)
-                    waiting = index[: count - start], self._call(self._params, x)
+                    # The last batch is filled up: every batch has one size and compiles once.
+                    x = jax.device_put(np.resize(x, (self.batch, *x.shape[1:])), self._cut)
+                    waiting = index, self._call(self._params, x)
                 # The host works on a batch while the devices work on the next.
                 if before is not None:
                     place, found = before

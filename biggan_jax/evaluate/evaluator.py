@@ -133,7 +133,7 @@ def evaluate(request: Request) -> list[dict[str, Any]]:
     if still is not None and request.truncations != (None,):
         raise ConfigError("--truncation: is for models; these are images.")
     for truncation in request.truncations if model else ():
-        model.check(truncation, request.seed, request.mode)  # Before the reference, which is work.
+        model.check(truncation, request.mode, request.seed)  # Before the reference, which is work.
     config = runs.read_config(request.path) if images.is_run(request.path) else None
     size = model.config.model.resolution if model else still.read(np.arange(1)).shape[1]
     real = open_reference(request.reference, request.data_dir, size, engine, config)
@@ -335,7 +335,7 @@ def _open(request, engine):
     if path.endswith(".npz"):
         return None, images.FromArray(path)
     if bundle.is_bundle(path) or os.path.isfile(os.path.join(path, runs.CONFIG)):
-        return api.load(path, request.step, engine.mesh), None
+        return api.load(path, request.step, engine.mesh.size), None
     if os.path.isdir(path):
         return None, images.FromFolder(path)
     raise ConfigError(f"{path!r} is no run folder, bundle, folder of pictures or .npz.")

@@ -1,12 +1,11 @@
 """What can be scored: images that a model makes, of a data set, in a folder or in a `.npz`."""
 
+import functools
 import hashlib
 import os
 import zipfile
 from typing import Any, Protocol
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -15,6 +14,7 @@ from biggan_jax import config as config_lib
 from biggan_jax.config import ConfigError
 from biggan_jax.data import datasets
 from biggan_jax.data import source as source_lib
+from biggan_jax.sample import sheets
 from biggan_jax.train import runs
 
 ROUNDING = "round(127.5 (x + 1)), clipped to 0..255"
@@ -27,7 +27,7 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: np.ndarray) -> Any:
-        """Returns images `index`, [N, H, W, 3] uint8, on the host or on the mesh."""
+        """Returns images `index`, consecutive numbers, as [N, H, W, 3] uint8."""
 
     def about(self) -> dict[str, Any]:
         """Returns what names these images, for JSON."""
@@ -48,12 +48,13 @@ class Generated:
         mode: str | None = None,
         seed: int = 0,
     ):
-        """Makes BN statistics for the truncation.
+        """Makes nothing yet.
 
         Raises:
           ConfigError: if truncation, mode or seed cannot be.
         """
-        self._make = model.maker(truncation, seed, mode)
+        model.check(truncation, mode, seed)
+        self._make = functools.partial(model.sample, truncation=truncation, seed=seed, mode=mode)
         self._about = {
             "model": model.name,
             "step": model.bundle.source.get("itr"),
@@ -65,29 +66,24 @@ class Generated:
         }
         classes = model.config.model.num_classes
         self.labels = np.random.default_rng([_LABELS, seed]).integers(classes, size=num)
-        self._round = jax.jit(_to_uint8)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, index: np.ndarray) -> jax.Array:
-        """Returns images cut over the mesh; their number is a multiple of its devices.
+    def read(self, index: np.ndarray) -> np.ndarray:
+        """See `Images`; the first time for a truncation makes BN statistics for it.
 
         Raises:
           ConfigError: if they hold NaN.
         """
-        images, broken = self._round(self._make(index, self.labels[index]))
-        if broken:
-            raise ConfigError(f"{self._about['model']}: the generator makes NaN.")
-        return images
+        try:
+            return self._make(self.labels[index], first=int(index[0]))
+        except sheets.HoldsNaN as e:
+            raise ConfigError(f"{self._about['model']}: the generator makes NaN.") from e
 
     def about(self) -> dict[str, Any]:
         """See `Images`."""
         return self._about
-
-
-def _to_uint8(x):
-    return jnp.clip(jnp.round(127.5 * (x + 1)), 0, 255).astype(jnp.uint8), jnp.isnan(x).any()
 
 
 class FromSource:

@@ -1,7 +1,8 @@
 """Our bundle: a model without its optimizers, as other people get it.
 
 A folder with `config.json` (what the model is and where it comes from), `model.safetensors` (the
-tensors) and `README.md` (the card). Tensors are named by network, collection and place:
+tensors), `README.md` (the card) and, where it was exported, `samples.png`. Tensors are named by
+network, collection and place:
 
   g/params/..., g/batch_stats/..., g/spectral/...    the raw generator
   ema/...                                            the averaged generator, the one that is sampled
@@ -16,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from biggan_jax.sample import latents
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
+SHEET = "samples.png"
 FORMAT = "biggan-jax bundle"
 VERSION = 1
 
@@ -102,11 +104,19 @@ def sha256(path: str) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def write(bundle: Bundle, folder: str) -> None:
+def write(
+    bundle: Bundle, folder: str, finish: Callable[[str], dict[str, Any]] | None = None
+) -> None:
     """Writes a bundle whole: beside its place, then renamed there.
 
+    Args:
+      bundle: the model.
+      folder: to be made.
+      finish: called with the bundle's temporary place, to compare what lies there with the source
+        and to put a sheet beside it; returns what the comparison found, for config and card.
+
     Raises:
-      ConfigError: if the folder is there already, or may not be made.
+      ConfigError: if the folder is there already, or may not be made, or `finish` raises it.
     """
     import safetensors.numpy
 
@@ -117,20 +127,28 @@ def write(bundle: Bundle, folder: str) -> None:
             {k: np.asarray(v, order="C") for k, v in sorted(bundle.tensors.items())}, weights
         )
         digest = sha256(weights)
-        about = {
-            "format": FORMAT,
-            "version": VERSION,
-            "name": bundle.name,
-            "model": bundle.model,
-            "truncation": bundle.truncation,
-            "grid": list(bundle.grid),
-            "standing_images": bundle.standing_images,
-            "class_names": list(bundle.class_names),
-            "source": bundle.source,
-            "sha256": digest,
-        }
-        files.write_whole(os.path.join(temporary, CONFIG), json.dumps(about, indent=2) + "\n")
-        files.write_whole(os.path.join(temporary, CARD), card(bundle, digest))
+        _write_texts(bundle, temporary, digest)
+        if finish is not None:
+            _write_texts(bundle, temporary, digest, finish(temporary))
+
+
+def _write_texts(bundle, folder, digest, difference=None):
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": bundle.name,
+        "model": bundle.model,
+        "truncation": bundle.truncation,
+        "grid": list(bundle.grid),
+        "standing_images": bundle.standing_images,
+        "class_names": list(bundle.class_names),
+        "source": bundle.source,
+        "sha256": digest,
+    }
+    if difference is not None:
+        about["difference"] = difference
+    files.write_whole(os.path.join(folder, CONFIG), json.dumps(about, indent=2) + "\n")
+    files.write_whole(os.path.join(folder, CARD), card(bundle, digest, difference))
 
 
 def is_bundle(folder: str) -> bool:
@@ -237,40 +255,41 @@ def _check_tensors(bundle, where):
         raise ConfigError(f"{where}: the statistics a truncation do not fit the model.")
 
 
-def card(bundle: Bundle, digest: str) -> str:
-    """Returns the model card, Markdown."""
-    model, source = bundle.model, bundle.source
+def heading(bundle: Bundle) -> list[str]:
+    """Returns a card's first lines: the name and what the model is."""
+    model = bundle.model
     arch = {"biggan": "BigGAN", "biggan_deep": "BigGAN-deep"}[model["arch"]]
-    networks = {"g": "raw generator", "ema": "averaged generator", "d": "discriminator"}
-    counts = {
-        text: sum(v.size for k, v in bundle.part(name).items() if k.startswith("params/"))
-        for name, text in networks.items()
-    }
-    rows = [f"| {text} | {count:,} |" for text, count in counts.items() if count]
-    lines = [
+    return [
         f"# {bundle.name}",
         "",
         f"{arch}, {model['resolution']} px, {model['num_classes']:,} classes, z of"
         f" {model['z_dim']}, width {model['g_ch']}.",
+    ]
+
+
+def difference_line(difference: Mapping[str, Any]) -> str:
+    """Returns in words what a comparison after writing found."""
+    return (
+        f"Loaded again and run on {difference['images']} latents: no pixel differs from the"
+        f" source's by more than {difference['largest']:.1e}, where a pixel is in [-1, 1]."
+    )
+
+
+def provenance(bundle: Bundle, digests: Mapping[str, str]) -> list[str]:
+    """Returns a card's last lines: scores, licence, and where the weights come from.
+
+    Args:
+      bundle: the model.
+      digests: SHA-256 of the files that lie beside the card, by name.
+    """
+    source = bundle.source
+    scores = source.get("scores", {})
+    table = [f"| {name} | {value:g} |" for name, value in scores.items()]
+    return [
+        *(["## Scores", "", "| score | value |", "| --- | --- |", *table, ""] if scores else []),
+        "## Licence of the weights",
         "",
-        "| network | parameters |",
-        "| --- | --- |",
-        *rows,
-        "",
-        f"Truncation convention: `{bundle.truncation}`."
-        + (f" BN statistics for {len(bundle.grid)} truncations." if bundle.grid else ""),
-        f"Spectral norm: rule `{model['sigma_rule']}`, eps {model['sn_eps']:g}. Batch norm: eps"
-        f" {model['bn_eps']:g}, last one {model['out_bn_eps']:g}. Condition:"
-        f" `{model['condition_order']}`. RGB head: {model['rgb_channels']} channels."
-        + (" Gain, upsampling and D as in compare_gan." if model["compare_gan"] else ""),
-        "",
-        "## Use",
-        "",
-        "```python",
-        "import biggan_jax",
-        'model = biggan_jax.load("THIS_FOLDER")',
-        "images = model.sample([0, 1, 2], truncation=0.5, seed=0)  # uint8 [3, H, W, 3]",
-        "```",
+        source.get("licence") or "Not stated. That of the program that wrote this is Apache-2.0.",
         "",
         "## Where it comes from",
         "",
@@ -280,7 +299,53 @@ def card(bundle: Bundle, digest: str) -> str:
         "| file | SHA-256 |",
         "| --- | --- |",
         *[f"| `{name}` | `{value}` |" for name, value in source.get("files", {}).items()],
-        f"| `{WEIGHTS}` (this folder) | `{digest}` |",
+        *[f"| `{name}` (this folder) | `{value}` |" for name, value in digests.items()],
         "",
+    ]
+
+
+def card(bundle: Bundle, digest: str, difference: Mapping[str, Any] | None = None) -> str:
+    """Returns the model card, Markdown.
+
+    Args:
+      bundle: the model.
+      digest: SHA-256 of its weights' file.
+      difference: what a comparison after writing found, if there was one; then there is a sheet
+        beside the card too.
+    """
+    model = bundle.model
+    networks = {"g": "raw generator", "ema": "averaged generator", "d": "discriminator"}
+    counts = {
+        text: sum(v.size for k, v in bundle.part(name).items() if k.startswith("params/"))
+        for name, text in networks.items()
+    }
+    rows = [f"| {text} | {count:,} |" for text, count in counts.items() if count]
+    grid = ", ".join(f"{t:g}" for t in bundle.grid)
+    checked = [f"![samples]({SHEET})", "", difference_line(difference), ""] if difference else []
+    lines = [
+        *heading(bundle),
+        "",
+        *checked,
+        "| network | parameters |",
+        "| --- | --- |",
+        *rows,
+        "",
+        f"Truncation convention: `{bundle.truncation}`."
+        + (f" BN statistics for {len(bundle.grid)} truncations: {grid}." if bundle.grid else ""),
+        f"Spectral norm: rule `{model['sigma_rule']}`, eps {model['sn_eps']:g}. Batch norm: eps"
+        f" {model['bn_eps']:g}, last one {model['out_bn_eps']:g}. Condition:"
+        f" `{model['condition_order']}`. RGB head: {model['rgb_channels']} channels."
+        + (" Gain, upsampling and D as in compare_gan." if model["compare_gan"] else ""),
+        "Kernels are as they were trained, with the u that gives their sigma.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import biggan_jax",
+        'model = biggan_jax.load("THIS_FOLDER")',
+        "images = model.sample([0, 1, 2], truncation=0.5, seed=0)  # uint8 [3, H, W, 3]",
+        "```",
+        "",
+        *provenance(bundle, {WEIGHTS: digest}),
     ]
     return "\n".join(lines)

@@ -1,6 +1,11 @@
-"""The foreign formats by name, and which of them a path holds."""
+"""The foreign formats by name, and which of them a path holds.
+
+Models of other training programs are read (`READABLE`) and written (`WRITABLE`). Programs that only
+run a generator (`PROGRAMS`) are written for, and nothing is read back into a model.
+"""
 
 import importlib
+import importlib.util
 import os
 from types import ModuleType
 from typing import Any
@@ -14,6 +19,13 @@ _MODULES = ("biggan_pytorch", "huggingface", "tfhub", "compare_gan")
 BUNDLE = "bundle"
 READABLE = ("biggan-pytorch", "huggingface", "tfhub", "compare-gan")
 WRITABLE = ("biggan-pytorch", "huggingface")
+# Each module has NAME, PACKAGES, USE, write(frozen, folder) and load(folder).
+PROGRAMS = {
+    "stablehlo": "stablehlo",
+    "saved-model": "saved_model",
+    "onnx": "onnx",
+    "npz": "npz",
+}
 
 
 def _modules() -> dict[str, ModuleType]:
@@ -58,8 +70,24 @@ def check_not_foreign(path: str) -> None:
 
 
 def check_writable(name: str) -> None:
-    """Raises ConfigError unless `name` is `BUNDLE` or one of `WRITABLE`."""
-    _known(name, (BUNDLE, *WRITABLE))
+    """Raises ConfigError unless `name` is `BUNDLE`, one of `WRITABLE` or one of `PROGRAMS`."""
+    _known(name, (BUNDLE, *WRITABLE, *PROGRAMS))
+
+
+def program(name: str) -> ModuleType:
+    """Returns the module of one of `PROGRAMS`, whose packages are there.
+
+    Raises:
+      ConfigError: naming the packages that are missing.
+    """
+    found = importlib.import_module(f"biggan_jax.interop.{PROGRAMS[name]}")
+    missing = [package for package in found.PACKAGES if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ConfigError(
+            f"--format={name}: needs {' and '.join(missing)}; install it by"
+            f" pip install {' '.join(missing)}."
+        )
+    return found
 
 
 def write(bundle: Bundle, folder: str, name: str) -> list[str]:

@@ -1,8 +1,9 @@
-"""Images from a generator, with BN statistics made for the truncation asked for."""
+"""Images from a generator in training, with BN statistics made for the truncation asked for."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,49 @@ Weights = Mapping[str, Any]
 def ema_weights(state: GanState) -> Weights:
     """Returns the weights of a state that are sampled: averaged parameters, and u as it is."""
     return {"params": state.ema_params, "spectral": state.g_spectral}
+
+
+def forgetful(config: Mapping[str, Any], batch: int, platform: str) -> nn.Module:
+    """Returns the generator whose running BN statistics are those of its last batch alone."""
+    model = {**config["model"], "bn_momentum": 0.0, "bn_group_size": batch}
+    return networks.build({"model": model}, platform)[0]
+
+
+def moments(
+    generator: nn.Module,
+    weights: Weights,
+    i: Any,
+    batch: int,
+    truncation: float | None,
+    mode: str,
+    config: Mapping[str, Any],
+    cut: Callable[[jax.Array], jax.Array] = lambda x: x,
+) -> Any:
+    """Returns the batch statistics of pass `i` of the standing statistics, to be traced.
+
+    Args:
+      generator: of `forgetful`.
+      weights: of the generator.
+      i: number of the pass; its latents and labels follow from it.
+      batch: images in the pass.
+      truncation: see `latents.draw`.
+      mode: see `latents.draw`.
+      config: resolved.
+      cut: what is done to latents and labels where they are made: who holds them.
+    """
+    c = config["model"]
+    index = i * batch + jnp.arange(batch)
+    # A seed of its own, so that no latent of a sheet is among those of its statistics.
+    z = cut(latents.draw(0x57A7, index, c["z_dim"], truncation, mode))
+    key = jax.random.fold_in(jax.random.key(0x1ABE1), i)
+    labels = cut(jax.random.randint(key, (batch,), 0, c["num_classes"]))
+    stats = jax.eval_shape(
+        lambda: generator.init(jax.random.key(0), z[:1], labels[:1], train=False)
+    )["batch_stats"]
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), stats)
+    variables = {**weights, "batch_stats": zeros}
+    _, moved = generator.apply(variables, z, labels, train=True, mutable=["batch_stats"])
+    return moved["batch_stats"]
 
 
 class Sampler:
@@ -46,15 +90,11 @@ class Sampler:
         self.batch_size = config["sample"]["standing_batch"]
         platform = mesh.devices.flat[0].platform
         self._generator, _ = networks.build(config, platform)
-        # Momentum 0 makes the running statistics those of the last batch.
-        model = {**config["model"], "bn_momentum": 0.0, "bn_group_size": self.batch_size}
-        self._fresh, _ = networks.build({"model": model}, platform)
+        self._fresh = forgetful(config, self.batch_size, platform)
         # Whole on every device: of many processes each can then read all of it.
         whole = mesh_lib.replicated(mesh)
         self._pass = jax.jit(self._moments, static_argnames="mode", out_shardings=whole)
         self._images = jax.jit(self._generate, static_argnames="mode", out_shardings=whole)
-        cut = mesh_lib.batch_sharding(mesh, 0)
-        self._images_cut = jax.jit(self._generate, static_argnames="mode", out_shardings=cut)
 
     def standing_statistics(
         self, weights: Weights, truncation: float | None = None, mode: str = "threshold"
@@ -101,51 +141,13 @@ class Sampler:
             self._passed()
         return np.concatenate(images)[: len(labels)]
 
-    def on_mesh(
-        self,
-        weights: Weights,
-        statistics: Any,
-        index: np.ndarray,
-        labels: np.ndarray,
-        seed: int,
-        truncation: float | None = None,
-        mode: str = "threshold",
-    ) -> jax.Array:
-        """Generates one batch that stays on the mesh, for whoever goes on with it there.
-
-        Args:
-          weights: of the generator.
-          statistics: `batch_stats` that fit the truncation.
-          index: [N] places in the series of latents; N is a multiple of the mesh's size.
-          labels: [N] integers.
-          seed: of the latents.
-          truncation: see `latents.draw`.
-          mode: see `latents.draw`.
-
-        Returns:
-          [N, R, R, 3] float32 in -1..1, cut over the mesh.
-        """
-        return self._images_cut(
-            weights, statistics, index, labels.astype(np.int32), seed, truncation, mode=mode
-        )
-
     def _cut(self, x):
         return jax.lax.with_sharding_constraint(x, mesh_lib.batch_sharding(self.mesh, 0))
 
     def _moments(self, weights, i, truncation, mode):
-        c = self.config["model"]
-        index = i * self.batch_size + jnp.arange(self.batch_size)
-        # A seed of its own, so that no latent of a sheet is among those of its statistics.
-        z = self._cut(latents.draw(0x57A7, index, c["z_dim"], truncation, mode))
-        key = jax.random.fold_in(jax.random.key(0x1ABE1), i)
-        labels = self._cut(jax.random.randint(key, (self.batch_size,), 0, c["num_classes"]))
-        stats = jax.eval_shape(
-            lambda: self._fresh.init(jax.random.key(0), z[:1], labels[:1], train=False)
-        )["batch_stats"]
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), stats)
-        variables = {**weights, "batch_stats": zeros}
-        _, moved = self._fresh.apply(variables, z, labels, train=True, mutable=["batch_stats"])
-        return moved["batch_stats"]
+        return moments(
+            self._fresh, weights, i, self.batch_size, truncation, mode, self.config, self._cut
+        )
 
     def _generate(self, weights, statistics, index, labels, seed, truncation, mode):
         z = latents.draw(seed, index, self.config["model"]["z_dim"], truncation, mode)

@@ -210,7 +210,7 @@ def run_folder(model, tmp_path, monkeypatch):
     """A run as far as an evaluation looks into it; its checkpoint is the bundle."""
     loaded = api.load(model)
     loaded.bundle.source["itr"] = 4
-    monkeypatch.setattr(api, "load", lambda path, step, mesh: loaded)
+    monkeypatch.setattr(api, "load", lambda path, step, devices: loaded)
     config = config_lib.resolve(config_lib.default(), 1)
     (tmp_path / runs.CONFIG).write_text(config_lib.to_json(config))
     (tmp_path / runs.CHECKPOINTS).mkdir()

@@ -1,0 +1,83 @@
+"""Counts of `snippet.hlo`, which is in the compiler's own form and can be counted by hand."""
+
+import pathlib
+
+import pytest
+
+from biggan_jax.plan import hlo
+
+TEXT = (pathlib.Path(__file__).parent / "snippet.hlo").read_text()
+
+
+@pytest.fixture
+def program():
+    return hlo.Program(TEXT)
+
+
+def test_collectives_count_bytes_of_what_is_sent(program):
+    assert program.collectives() == {
+        # f32[64] and bf16[3,3,16,32] once, f32[256] in each of the 7 rounds of the loop.
+        "all-reduce": {"count": 1 + 7, "bytes": 256 + 4608 * 2 + 7 * 1024},
+        "all-gather": {"count": 1, "bytes": 1024},  # What it makes, of a start with both sides.
+        "reduce-scatter": {"count": 1, "bytes": 1024},  # What it takes.
+        "collective-permute": {"count": 1, "bytes": 128},  # Without the flags of its start.
+    }
+
+
+def test_cycles_are_of_what_runs_and_as_often(program):
+    expected = dict.fromkeys(hlo.KINDS, 0)
+    # The fusion is named after its ReLU and is timed by the convolution inside; the cycles written
+    # beside that one and in a computation that nobody calls are not counted.
+    expected |= {"convolutions": 4000, "power_iteration": 300, "optimizer_ema": 50}
+    assert program.cycles() == expected | {"reductions": 7 * 100, "other": 7 * 10}
+
+
+def test_loops_multiply_flops_and_bytes(program):
+    conv, product = 2 * (4 * 8 * 8 * 32) * (3 * 3 * 16), 2 * 64 * 32
+    outside = (16384 + 8192 + 9216) + (256 + 8192 + 128) + 3 * 1024
+    inside = 2 * 1024 + (256 + 8192 + 128)
+    flops, moved = program.loop_factors()
+    assert flops == pytest.approx((conv + product + 7 * product) / (conv + 2 * product), rel=1e-12)
+    assert moved == pytest.approx((outside + 7 * inside) / (outside + inside), rel=1e-12)
+    assert program.unknown_loops == []
+
+
+def test_a_loop_whose_length_is_not_told_is_named_and_counts_once():
+    program = hlo.Program(TEXT.replace("direction=LT", "direction=NE"))
+    assert program.unknown_loops == ["while.1"]
+    assert program.cycles()["reductions"] == 100
+    known = TEXT.replace(
+        "body=%body,", 'body=%body, backend_config={"known_trip_count":{"n":"5"}},'
+    )
+    assert hlo.Program(known).cycles()["reductions"] == 500
+
+
+@pytest.mark.parametrize(
+    ("op_name", "kind"),
+    [
+        ("jit(step)/transpose(jvp(Generator))/block1/conv1/conv_general_dilated", "convolutions"),
+        ("jit(step)/Generator/attention64/theta/conv_general_dilated", "convolutions"),
+        ("jit(step)/Discriminator/block1/conv1/conv1.normalized/dot_general", "power_iteration"),
+        ("jit(step)/jvp(Generator)/linear/linear.normalized/reduce_sum", "power_iteration"),
+        ("jit(step)/jvp(Discriminator)/attention64/bqd,bkd->bqk/dot_general", "attention"),
+        ("jit(step)/Generator/block1/conv0/broadcast_in_dim", "resampling"),
+        ("jit(step)/jvp(Discriminator)/block1/conv_sc/reduce_sum", "resampling"),
+        ("jit(step)/Generator/block1/bn0/reduce_sum", "reductions"),
+        ("jit(step)/dot_general", "orthogonal"),
+        ("jit(step)/mul", "optimizer_ema"),
+        ("jit(step)/reduce_sum", "optimizer_ema"),
+        ("jit(step)/jit(_normal)/erf_inv", "other"),
+        ("jit(step)/jit(_threefry_split)/Update._keys/add", "other"),
+        ("jit(step)/Generator/block1/jit(relu)/max", "other"),
+        ("", "other"),
+    ],
+)  # fmt: skip
+def test_kinds(op_name, kind):
+    assert hlo.kind_of(op_name) == kind
+
+
+def test_shape_bytes():
+    assert hlo.shape_bytes("(f32[2,3]{1,0:T(8,128)}, /*index=1*/pred[5], bf16[])") == 24 + 5 + 2
+    assert hlo.shape_bytes("f8e4m3fn[10]{0}") == 10
+    assert hlo.shape_bytes("s4[10]") == 5
+    assert hlo.shape_bytes("token[]") == 0

@@ -1,0 +1,135 @@
+"""The search for what fits, over a compiler that is made up; `test_compile.py` has the real one."""
+
+import pytest
+
+from biggan_jax import config as config_lib
+from biggan_jax.config import ConfigError
+from biggan_jax.parallel import slices
+from biggan_jax.parallel.slices import GIB
+from biggan_jax.plan import compile as compile_lib
+from biggan_jax.plan import search, text
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Needs 1 GiB an image, half with remat; returns what was compiled."""
+    seen = []
+
+    def facts(config, where, quick, say):
+        images = config.batch_size // config.accumulation // where.devices
+        need = images * GIB / (2 if config.model.remat else 1)
+        seen.append((where.name, config.batch_size, config.accumulation, config.model.remat))
+        common = {"quick": quick, "parameters": {"G": 1, "D": 2}, "compile_seconds": 1.0}
+        if need > where.chip.usable_bytes:
+            limit = {"limit_bytes": where.chip.usable_bytes, "need_bytes": need}
+            return common | limit | {"fits": False, "memory": {}, "compiler_says": "too large"}
+        work = config.batch_size / where.devices * (1.3 if config.model.remat else 1.0)
+        counts = {"flops": work * 1e12, "bytes": 1.0, "roofline_seconds": None, "cycles": {}}
+        links = {"all-reduce": {"count": 1, "bytes": 1e9}}
+        rest = {"collectives": links, "unknown_loops": 0, "memory": {"peak": need}}
+        return common | counts | rest | {"fits": True}
+
+    monkeypatch.setattr(compile_lib, "facts", facts)
+    monkeypatch.setattr(compile_lib, "check", lambda where: None)
+    return seen
+
+
+def config(**changes):
+    c = config_lib.default()
+    c.model.remat = changes.pop("remat", False)
+    c.update(**changes)
+    return c
+
+
+V3_8 = slices.find("v3-8")  # 15.48 GiB a device.
+
+
+def test_a_plan_that_fits_is_one_compile(compiled):
+    answer = search.compare(config(batch_size=64), [V3_8], price=2.0)
+    (row,) = answer["plans"]
+    assert compiled == [("v3-8", 64, 1, False)] and answer["tried"] == {}
+    assert row["fits"] and row["need_bytes"] == 8 * GIB and row["images_a_device"] == 8
+    # 8e12 FLOPs on half of 123 TFLOP/s; 150,000 steps; four chips at 2 an hour.
+    assert row["cost"] == pytest.approx(8e12 / 61.5e12 * 150_000 / 3600 * 4 * 2)
+    said = text.text(answer)
+    assert "fits: needs 8.00 of 15.48 GiB" in said and "Bounds are bounds" in said
+
+
+def test_what_does_not_fit_says_need_and_limit_and_what_does(compiled):
+    answer = search.compare(config(batch_size=256), [V3_8])
+    # 32 images: 32 GiB. Recomputing takes 16, two micro-batches 16, four 8.
+    assert compiled == [
+        ("v3-8", 256, 1, False),
+        ("v3-8", 256, 1, True),
+        ("v3-8", 256, 2, False),
+        ("v3-8", 256, 4, False),
+    ]
+    said = text.text(answer)
+    assert "does not fit: needs 32.00 GiB of 15.48" in said
+    assert "v3-8: fits with --config.accumulation=4" in said
+    assert "batch norm and u then see micro-batches" in said
+
+
+def test_recomputing_is_taken_where_it_suffices(compiled):
+    answer = search.compare(config(batch_size=128), [V3_8])
+    assert compiled[1:] == [("v3-8", 128, 1, True)]
+    assert "v3-8: fits with --config.model.remat=True" in text.text(answer)
+
+
+def test_both_and_then_smaller_batches_are_tried(compiled):
+    # One image of 128 px a device does not fit in 0.3 GiB by any means.
+    answer = search.compare(config(batch_size=16), [V3_8], limit=0.3 * GIB)
+    assert compiled[1:] == [
+        ("v3-8", 16, 1, True),
+        ("v3-8", 16, 2, False),
+        ("v3-8", 16, 2, True),
+        ("v3-8", 8, 1, False),
+    ]
+    assert "nothing that was tried fits; take a larger slice" in text.text(answer)
+    assert "needs 2.00 GiB of 0.30" in text.verdict(answer["plans"][0])
+
+
+def test_a_batch_that_cannot_become_smaller(compiled):
+    answer = search.compare(config(batch_size=8, remat=True), [V3_8], limit=1)
+    assert len(compiled) == 1 and "no smaller setting to try" in text.text(answer)
+
+
+def test_a_sweep_takes_the_cheapest_of_what_fits(compiled):
+    where = [V3_8, slices.find("v3-32")]
+    answer = search.compare(config(batch_size=128), where, sweep=True)
+    # On v3-8 remat fits and costs 1.3 times the FLOPs; two micro-batches fit and cost as many as
+    # v3-32 does at once, but more of v3-32's chips send more.
+    assert compiled == [
+        ("v3-8", 128, 1, False),
+        ("v3-8", 128, 1, True),
+        ("v3-8", 128, 2, False),
+        ("v3-32", 128, 1, False),
+    ]
+    best = answer["cheapest"]
+    fitting = [r for r in [*answer["plans"], *answer["tried"]["v3-8"]] if r["fits"]]
+    assert len(fitting) == 3 and best["chip_hours"] == min(r["chip_hours"] for r in fitting)
+    assert not best["remat"]
+    assert "cheapest by these bounds:" in text.text(answer)
+
+
+def test_a_table_of_slices(compiled):
+    where = [slices.find(name) for name in ("v3-8", "v3-32")]
+    lines = text.text(search.compare(config(batch_size=128), where)).splitlines()
+    assert lines[0] == "biggan128, batch 128" and lines[2].split()[:6] == (
+        ["v3-8", "8", "16", "16.00", "15.48", "NO"]
+    )
+    assert lines[3].split()[:6] == ["v3-32", "32", "4", "4.00", "15.48", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "names", "how", "said"),
+    [
+        ({"batch_size": 100}, ["v3-8"], {}, "batch_size=100: must be a multiple"),
+        ({"device_count": 4}, ["v3-8"], {}, "device_count=4: v3-8 has 8 devices"),
+        ({}, ["v3-8", "v5e-8"], {"price": 1.0}, "cannot be that of v3 and v5e chips alike"),
+    ],
+)
+def test_bad_input_is_found_before_a_compile(compiled, changes, names, how, said):
+    with pytest.raises(ConfigError, match=said):
+        search.compare(config(**changes), [slices.find(n) for n in names], **how)
+    assert compiled == []
