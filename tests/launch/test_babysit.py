@@ -2,12 +2,12 @@
 
 import os
 import signal
-import time
 
 import pytest
 
 pytestmark = pytest.mark.multiprocess
 SOON = ("--poll=0.05",)
+STARTED = "started; the logs are in "
 
 
 def test_ready_preempted_recreated_done(tpu):
@@ -108,15 +108,12 @@ def test_a_babysitter_that_is_ended_leaves_all_and_the_next_one_goes_on(tpu):
     tpu.cloud.write(lives=[["ACTIVE"]])
     tpu.cloud.plan("hang hang", "0 0")
     first = tpu.popen("babysit", *SOON)
-    _wait(tpu.cloud.running)
+    _read_until(first, STARTED)
     first.send_signal(signal.SIGINT)
     _, err = first.communicate(timeout=300)
     assert first.returncode == 130, err
     second = tpu.popen("babysit", *SOON)
-    told = ""
-    while "the command runs there already, and goes on as it was started" not in told:
-        told = second.stderr.readline()
-        assert told
+    _read_until(second, "the command runs there already, and goes on as it was started")
     code, _, err = tpu("stop")
     assert code == 0, err
     _, err = second.communicate(timeout=300)
@@ -128,7 +125,7 @@ def test_a_slice_that_somebody_else_deleted_is_not_made_again(tpu):
     tpu.cloud.write(lives=[["ACTIVE"], ["ACTIVE"]])
     tpu.cloud.plan("hang hang")
     process = tpu.popen("babysit", *SOON)
-    _wait(tpu.cloud.running)
+    _read_until(process, STARTED)
     code, _, err = tpu("delete")
     assert code == 0, err
     _, err = process.communicate(timeout=300)
@@ -141,7 +138,7 @@ def test_a_lost_tpu_vm_is_made_anew(tpu):
     tpu.cloud.write(lives=[["ACTIVE"], ["ACTIVE"]])
     tpu.cloud.plan("hang hang", "0 0")
     process = tpu.popen("babysit", *SOON)
-    _wait(tpu.cloud.running)
+    _read_until(process, STARTED)
     tpu.cloud.write(silent=[0, 1], node="PREEMPTED")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -153,7 +150,7 @@ def test_one_lost_worker_costs_the_slice_once_the_others_have_ended(tpu):
     tpu.cloud.write(lives=[["ACTIVE"], ["ACTIVE"]])
     tpu.cloud.plan("hang hang", "0 0")
     process = tpu.popen("babysit", *SOON)
-    _wait(tpu.cloud.running)
+    _read_until(process, STARTED)
     tpu.cloud.write(silent=[1])
     pid = int((tpu.cloud.home() / ".biggan-launch/jobs/big/pid").read_text().split()[0])
     os.kill(pid, signal.SIGTERM)
@@ -167,7 +164,7 @@ def test_workers_out_of_reach_are_left_alone(tpu):
     tpu.cloud.write(lives=[["ACTIVE"]])
     tpu.cloud.plan("hang hang")
     process = tpu.popen("babysit", *SOON)
-    _wait(tpu.cloud.running)
+    _read_until(process, STARTED)
     tpu.cloud.write(silent=[0, 1])
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2
@@ -201,7 +198,7 @@ def test_a_cloud_that_cannot_be_seen(tpu):
     tpu.cloud.write(lives=[["ACTIVE"]])
     tpu.cloud.plan("hang hang")
     process = tpu.popen("babysit", *SOON)
-    _wait(tpu.cloud.running)
+    _read_until(process, STARTED)
     tpu.cloud.write(broken="queued-resources list")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1
@@ -209,8 +206,9 @@ def test_a_cloud_that_cannot_be_seen(tpu):
     assert tpu.cloud.verbs() == ["create"]
 
 
-def _wait(condition):
-    end = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+def _read_until(process, words):
+    """Looking at the workers alone would come while the babysitter still waits for their answer."""
+    told = ""
+    while words not in told:
+        told = process.stderr.readline()
+        assert told
