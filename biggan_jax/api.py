@@ -162,10 +162,7 @@ class Model:
         Raises:
           ConfigError: as `sample`.
         """
-        truncation, mode = self._settled(truncation, mode)
-        latents.check_truncation(truncation, mode)
-        if not 0 <= seed < 2**31:
-            raise ConfigError(f"--seed={seed}: must be at least 0 and below 2**31.")
+        truncation, mode = self.check(truncation, mode, seed)
         if first < 0:
             raise ConfigError(f"first={first}: must be at least 0.")
         if batch is not None and batch < 1:
@@ -176,6 +173,33 @@ class Model:
         z = self._tiles.latents(index, seed, truncation, mode)
         blocks = self._tiles.images(stats, z, self._mixes(labels), first, batch)
         return ((number, sheets.to_uint8(block)) for number, block in blocks)
+
+    def check(
+        self, truncation: float | None, mode: str | None, seed: int
+    ) -> tuple[float | None, str]:
+        """Returns the truncation and the mode that `sample` takes these for, without any work.
+
+        Raises:
+          ConfigError: if it would not take them.
+        """
+        truncation, mode = self._settled(truncation, mode)
+        latents.check_truncation(truncation, mode)
+        if not 0 <= seed < 2**31:
+            raise ConfigError(f"--seed={seed}: must be at least 0 and below 2**31.")
+        return truncation, mode
+
+    def protocol(self, truncation: float | None, mode: str | None) -> dict[str, Any]:
+        """Returns what `sample` does with these arguments, for JSON beside a score."""
+        truncation, mode = self._settled(truncation, mode)
+        sample = self.config.sample
+        made = f"standing, {sample.standing_passes} passes of {sample.standing_batch}"
+        return {
+            "weights": "averaged" if self.bundle.part("ema") else "raw",
+            "truncation": truncation,
+            "mode": None if truncation is None else mode,
+            "statistics": "the model's own" if self._brings(truncation, mode) else made,
+            "dtype": self.config.model.dtype,
+        }
 
     def latents(
         self, count: int, truncation: float | None = None, seed: int = 0, mode: str | None = None
@@ -359,12 +383,15 @@ class Model:
         return truncation, mode
 
     def _statistics(self, truncation, mode):
-        own = mode == self.truncation_mode and truncation is not None
-        if own and self.bundle.grid:
+        if self._brings(truncation, mode):
             return self._chosen("correct", truncation)
-        if own and mode == "hub" and truncation == 1.0:
-            return self._stored  # Without a table the modules hold those of t = 1.
         return self._made(truncation, mode)
+
+    def _brings(self, truncation, mode):
+        """Whether the model has statistics for this; a module without a table those of t = 1."""
+        if mode != self.truncation_mode or truncation is None:
+            return False
+        return bool(self.bundle.grid) or (mode == "hub" and truncation == 1.0)
 
     def _made(self, truncation, mode):
         key = truncation, mode if truncation is not None else None

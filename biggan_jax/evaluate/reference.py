@@ -1,0 +1,129 @@
+"""Reference statistics: what generated images are compared with, made once and kept as `.npz`.
+
+Names of arrays are those of the ADM evaluator: `mu` and `sigma` of the features, `mu_s` and
+`sigma_s` of the spatial ones. pytorch-fid's and clean-fid's files have the first two. Ours add
+`features` (of at most 10,000 images, for KID and neighbours) and `about`, JSON.
+"""
+
+import dataclasses
+import io
+import json
+from typing import Any
+
+import numpy as np
+
+from biggan_jax import files
+from biggan_jax.config import ConfigError
+from biggan_jax.evaluate import frechet, images
+from biggan_jax.evaluate.engine import Engine
+from biggan_jax.evaluate.extractors import Extractor
+from biggan_jax.interop import bundle
+
+FEATURES = 10_000  # As many images as ADM's files hold for precision and recall.
+
+
+@dataclasses.dataclass
+class Reference:
+    """Statistics of real images.
+
+    moments: of their features.
+    spatial: of their spatial features, or None.
+    features: [N, D] of some of them, or None.
+    about: what they are, for JSON.
+    """
+
+    moments: frechet.Gaussian
+    spatial: Any
+    features: Any
+    about: dict[str, Any]
+
+
+def make(source: images.Images, engine: Engine) -> Reference:
+    """Measures images, all of them.
+
+    Raises:
+      ConfigError: if they cannot be read.
+    """
+    spatial = engine.extractor.has_spatial
+    kept = engine.run(source, "reference", spatial=spatial, features=FEATURES)
+    about = {**source.about(), "extractor": engine.extractor.about()}
+    return Reference(kept.moments, kept.spatial, kept.features, about)
+
+
+def save(reference: Reference, path: str) -> None:
+    """Writes a reference, whole or not at all."""
+    arrays = {"mu": reference.moments.mean, "sigma": reference.moments.covariance}
+    if reference.spatial is not None:
+        arrays |= {"mu_s": reference.spatial.mean, "sigma_s": reference.spatial.covariance}
+    if reference.features is not None:
+        arrays["features"] = reference.features
+    data = io.BytesIO()
+    # Text as bytes: a reader that allows no pickles can read it.
+    about = np.frombuffer(json.dumps(reference.about).encode(), np.uint8)
+    np.savez(data, allow_pickle=False, about=about, **arrays)
+    files.write_whole(path, data.getvalue())
+
+
+def load(path: str, engine: Engine) -> Reference:
+    """Reads statistics, or images to measure, from a `.npz`.
+
+    Args:
+      path: a file of `save`, of the ADM evaluator, pytorch-fid or clean-fid, or one of images.
+      engine: of the features to be compared with; it measures images of files that hold some.
+
+    Raises:
+      ConfigError: if the file cannot be read, or its features come from another network or resize.
+    """
+    arrays = images.read_npz(path)
+    if "mu" not in arrays:
+        made = make(images.FromArray(path), engine)
+        return made
+    moments = _gaussian(path, arrays, "mu", "sigma")
+    spatial = _gaussian(path, arrays, "mu_s", "sigma_s") if "mu_s" in arrays else None
+    about: dict[str, Any] = {"file_sha256": bundle.sha256(path)}
+    if "about" in arrays:
+        about |= _about(path, arrays["about"])
+        _check_extractor(path, about.get("extractor"), engine.extractor)
+        moments = dataclasses.replace(moments, count=about.get("num", 0))
+        return Reference(moments, spatial, arrays.get("features"), about)
+    if not engine.extractor.is_fid:
+        raise ConfigError(
+            f"{path!r} does not say which network it was made with; such files are of FID's"
+            f" Inception, not of {engine.extractor.name}."
+        )
+    about["extractor"] = "not stated by the file"
+    features = None
+    if "arr_0" in arrays:
+        kept = engine.run(images.FromArray(path), "reference", features=FEATURES)
+        features = kept.features
+    return Reference(moments, spatial, features, about)
+
+
+def _gaussian(path, arrays, mean, covariance):
+    found = [arrays.get(name) for name in (mean, covariance)]
+    if any(a is None or a.dtype.kind != "f" or not np.isfinite(a).all() for a in found):
+        raise ConfigError(f"{path!r}: {mean} and {covariance} must be arrays of finite floats.")
+    m, s = (np.asarray(a, np.float64) for a in found)
+    if m.ndim != 1 or s.shape != (len(m), len(m)):
+        raise ConfigError(f"{path!r}: {mean} is {list(m.shape)} and {covariance} {list(s.shape)}.")
+    return frechet.Gaussian(m, s, 0)
+
+
+def _about(path, raw):
+    try:
+        about = json.loads(raw.tobytes())
+    except ValueError as e:
+        raise ConfigError(f"{path!r}: what it says about itself is damaged: {e}.") from e
+    if not isinstance(about, dict):
+        raise ConfigError(f"{path!r}: what it says about itself is damaged.")
+    return about
+
+
+def _check_extractor(path: str, theirs: Any, extractor: Extractor) -> None:
+    ours = extractor.about()
+    if theirs == ours:
+        return
+    theirs = theirs if isinstance(theirs, dict) else {}
+    keys = [key for key in ours if theirs.get(key) != ours[key]]
+    different = [f"{key} is {theirs.get(key)!r}, not {ours[key]!r}" for key in keys]
+    raise ConfigError(f"{path!r} was made with other features: {'; '.join(different)}.")
