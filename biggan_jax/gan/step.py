@@ -32,7 +32,7 @@ BAD = {
     4: "G's gradients",
     8: "D's parameters",
     16: "G's parameters",
-    32: "G's average, statistics or a u",
+    32: "G's statistics or a u",
 }
 
 
@@ -211,9 +211,9 @@ class Update:
           control: None for the usual one.
 
         Returns:
-          The state after it, and scalar metrics: means over the step's micro-batches, mean norms of
-          the updates' gradients, the norms of all weights after it, and `bad`, 0 or what is not
-          finite (see `BAD`).
+          The state after it, and scalar metrics: means over the step's micro-batches, norms of the
+          gradients of G's update and of D's last, the norms of all weights after it, and `bad`, 0
+          or what is not finite (see `BAD`).
         """
         c = self.config
         control = Control() if control is None else control
@@ -301,7 +301,9 @@ def _metrics(d_seen: list[dict], g_seen: dict) -> Metrics:
         "g_loss": losses.g_hinge(g_seen["fake"]),
         "d_real": real.mean(),
         "d_fake": fake.mean(),
-        "d_grad_norm": jnp.stack([x["grad_norm"] for x in d_seen]).mean(),
+        # Of the last update alone: reading all gradients costs time, and what was not finite in an
+        # earlier one is so in the last one too.
+        "d_grad_norm": d_seen[-1]["grad_norm"],
         "g_grad_norm": g_seen["grad_norm"],
     }
 
@@ -311,10 +313,11 @@ def _bad(metrics: Metrics, state: GanState) -> jax.Array:
 
     A norm is finite if all it is made of is, and below 1.8e19: beyond, its square is no float32.
     Such weights are as lost as infinite ones. Losses alone would not do: XLA's CPU programs may
-    take max(NaN, 0) for 0, so that D's last ReLU hides a NaN from the logits, not from gradients.
+    take max(NaN, 0) for 0, so that D's last ReLU hides a NaN from the logits, not from gradients. The
+    average of the parameters and the optimizers' moments are not read: they follow from these.
     """
-    average = state.ema_params, state.ema_batch_stats
-    rest = optax.tree.norm((average, state.g_batch_stats, state.g_spectral, state.d_spectral))
+    statistics = state.g_batch_stats, state.ema_batch_stats
+    rest = optax.tree.norm((statistics, state.g_spectral, state.d_spectral))
     values = {
         1: metrics["d_loss"] + metrics["g_loss"],
         2: metrics["d_grad_norm"],
