@@ -313,8 +313,8 @@ def _bad(metrics: Metrics, state: GanState) -> jax.Array:
 
     A norm is finite if all it is made of is, and below 1.8e19: beyond, its square is no float32.
     Such weights are as lost as infinite ones. Losses alone would not do: XLA's CPU programs may
-    take max(NaN, 0) for 0, so that D's last ReLU hides a NaN from the logits, not from gradients. The
-    average of the parameters and the optimizers' moments are not read: they follow from these.
+    take max(NaN, 0) for 0, so that D's last ReLU hides a NaN from the logits, not from gradients.
+    The average of the parameters and the optimizers' moments are not read: they follow from these.
     """
     statistics = state.g_batch_stats, state.ema_batch_stats
     rest = optax.tree.norm((statistics, state.g_spectral, state.d_spectral))
