@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from biggan_jax import config as config_lib
-from biggan_jax.gan import ema, losses, regularizers
+from biggan_jax.gan import ema, losses, regularizers, sigmas
 from biggan_jax.gan import state as state_lib
 from biggan_jax.gan.state import GanState
 from biggan_jax.models import networks
@@ -109,20 +109,25 @@ class Update:
         Returns:
           images [M, R, R, 3] and the moved collections `batch_stats` and `spectral`.
         """
-        variables = {
-            "params": g_params,
-            "batch_stats": state.g_batch_stats,
-            "spectral": state.g_spectral,
-        }
-        return self.generator.apply(
+        variables, moved = self._with_sigmas(g_params, state.g_spectral)
+        variables["batch_stats"] = state.g_batch_stats
+        images, changed = self.generator.apply(
             variables, z, labels, train=True, mutable=["batch_stats", "spectral"]
         )
+        return images, {**changed, **moved}
 
     def judge(self, d_params, d_spectral, images, labels):
         """D, with u moved. Returns logits [N] and the moved `spectral`."""
-        variables = {"params": d_params, "spectral": d_spectral}
-        logits, moved = self.discriminator.apply(variables, images, labels, mutable=["spectral"])
-        return logits, moved["spectral"]
+        variables, moved = self._with_sigmas(d_params, d_spectral)
+        logits, changed = self.discriminator.apply(variables, images, labels, mutable=["spectral"])
+        return logits, {**changed, **moved}["spectral"]
+
+    def _with_sigmas(self, params, spectral):
+        """Variables for `apply`, and what of `spectral` is moved before it."""
+        if self.mesh.size == 1:
+            return {"params": params, "spectral": spectral}, {}
+        sigma, moved = sigmas.find(params, spectral, self.mesh, self.config["model"])
+        return {"params": params, "sigma": sigma}, {"spectral": moved}
 
     def d_gradients(self, state: GanState, real, real_labels, z, labels):
         """Gradients of one D micro-batch.
@@ -193,7 +198,7 @@ class Update:
         """
         grads, state, logits = self._accumulate(self.g_gradients, state, inputs)
         beta = self.config["optim"]["g_ortho"]
-        grads = regularizers.add_ortho_gradient(grads, state.g_params, beta)
+        grads = regularizers.add_ortho_gradient(grads, state.g_params, beta, self.mesh)
         updates, opt = self.g_optimizer.update(grads, state.g_opt, state.g_params)
         updates = jax.tree.map(lambda x: x * lr_scale, updates)
         state = state.replace(g_params=optax.apply_updates(state.g_params, updates), g_opt=opt)

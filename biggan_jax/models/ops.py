@@ -28,6 +28,19 @@ INITS: dict[str, Init] = {
 }
 
 
+def as_matrix(kernel: jax.Array, rule: str, rows_are_outputs: bool = False) -> jax.Array:
+    """Returns the matrix [rest, out] whose sigma divides a weight [..., features]."""
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    rows, columns = matrix.shape
+    turned = rows <= columns if rule == "shorter_side" else rows_are_outputs
+    return matrix.T if turned else matrix
+
+
+def norm_or_eps(norm: jax.Array, eps: float, additive: bool) -> jax.Array:
+    """Returns what to divide by: at least `eps`, or with `eps` added."""
+    return norm + eps if additive else jnp.maximum(norm, eps)
+
+
 def spectral_sigma(
     matrix: jax.Array, u: jax.Array, eps: float, additive: bool = False
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -47,13 +60,16 @@ def spectral_sigma(
       sigma, a scalar, the new u [1, out] of length 1 and v [1, rest].
     """
     dot = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
-    length = lambda n: n + eps if additive else jnp.maximum(n, eps)  # noqa: E731
-    unit = lambda x: x / length(jnp.linalg.norm(x))  # noqa: E731
+    unit = lambda x: x / norm_or_eps(jnp.linalg.norm(x), eps, additive)  # noqa: E731
     fixed = jax.lax.stop_gradient(matrix)
     v = unit(dot(jax.lax.stop_gradient(u), fixed.T))
     right = dot(v, matrix)
     new_u = jax.lax.stop_gradient(unit(right))
     return jnp.sum(right * new_u), new_u, v
+
+
+# On a pod; see `SpectralConv._few_pixels`.
+_IMAGES_A_DEVICE = 8
 
 
 class _Spectral(nn.Module):
@@ -63,10 +79,9 @@ class _Spectral(nn.Module):
         self, kernel: jax.Array, eps: float, rule: str, rows_are_outputs: bool = False
     ) -> jax.Array:
         """Returns kernel / sigma, float32, and moves `u` where `spectral` is mutable."""
-        matrix = kernel.reshape(-1, kernel.shape[-1])
-        rows, columns = matrix.shape
-        if rows <= columns if rule == "shorter_side" else rows_are_outputs:
-            matrix = matrix.T
+        if self.has_variable("sigma", "sigma"):  # Found for all layers at once, see `gan.sigmas`.
+            return divided(kernel, self.get_variable("sigma", "sigma"))
+        matrix = as_matrix(kernel, rule, rows_are_outputs)
         rest, size = matrix.shape
         normal = lambda n: jax.random.normal(self.make_rng("params"), (1, n))  # noqa: E731
         u = self.variable("spectral", "u", normal, size)
@@ -81,8 +96,14 @@ class _Spectral(nn.Module):
                 v.value = new_v
         if moving:
             u.value = new_u
-        # A kernel of zeros has sigma 0 and stays a kernel of zeros.
-        return kernel / jnp.where(jnp.abs(sigma) < 1e-12, 1e-12, sigma)
+        return divided(kernel, sigma)
+
+
+def divided(x: jax.Array, sigma: jax.Array) -> jax.Array:
+    """Returns `x / sigma` in the dtype of `x`, computed in float32."""
+    # A kernel of zeros has sigma 0 and stays a kernel of zeros.
+    sigma = jnp.where(jnp.abs(sigma) < 1e-12, 1e-12, sigma)
+    return (x.astype(jnp.float32) / sigma).astype(x.dtype)
 
 
 class SpectralConv(_Spectral):
@@ -119,7 +140,11 @@ class SpectralConv(_Spectral):
         """Maps [B, H, W, C] to [B, H', W', features or keep]; H' is H, 2H or H / 2."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        w = self.normalized(kernel, self.eps, self.rule)[..., : self.keep].astype(self.dtype)
+        sigma: jax.Array | None = None
+        if self.has_variable("sigma", "sigma") and self._few_pixels(x, kernel):
+            sigma = self.get_variable("sigma", "sigma")
+        w = self.normalized(kernel, self.eps, self.rule) if sigma is None else kernel
+        w = w[..., : self.keep].astype(self.dtype)
         x = x.astype(self.dtype)
         b = None
         if self.bias:
@@ -131,6 +156,7 @@ class SpectralConv(_Spectral):
             if self.resample == "down":
                 x = conv.avg_pool2(x)
             y = conv.conv1x1(x, w, form=self.form)
+            y = y if sigma is None else divided(y, sigma)
             if self.resample == "unpool":  # The bias reaches the zeros too.
                 y = conv.unpool2(y)
             y = y if b is None else y + b
@@ -143,7 +169,18 @@ class SpectralConv(_Spectral):
             "down": conv.conv3x3_down,
         }
         y = convolve[self.resample](x, w, form=self.form)
+        y = y if sigma is None else divided(y, sigma)
         return y if b is None else y + b
+
+    def _few_pixels(self, x, kernel):
+        """Whether a device's part of the result is smaller than the kernel.
+
+        Then the result is divided by sigma in the kernel's place. Going back, sigma's gradient is a
+        sum over what was divided, and reading a large kernel for it takes longer than convolving.
+        """
+        side = {"up": 2, "unpool": 2, "down": 0.5}.get(self.resample or "", 1)
+        pixels = x.shape[1] * x.shape[2] * side**2
+        return kernel.size >= _IMAGES_A_DEVICE * pixels * self.features
 
 
 class SpectralDense(_Spectral):

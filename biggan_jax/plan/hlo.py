@@ -175,7 +175,7 @@ def kind_of(op_name: str) -> str:
     """Returns which of `KINDS` an operation is, by the name JAX gave it ("jit(step)/...")."""
     network = "Generator" in op_name or "Discriminator" in op_name
     last = op_name.rsplit("/", 1)[-1]
-    if ".normalized" in op_name:
+    if ".normalized" in op_name or "/sigmas/" in op_name:
         return "power_iteration"
     if last == "conv_general_dilated":
         return "convolutions"

@@ -1,9 +1,12 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from biggan_jax.gan import regularizers
+from biggan_jax.parallel import mesh as mesh_lib
 
 
 def penalty(kernel, beta):
@@ -51,3 +54,27 @@ def test_touches_kernels_alone():
     for rest in (out["linear"]["bias"], out["shared"]["embedding"], out["attention64"]["gamma"]):
         np.testing.assert_array_equal(rest, 0)
     assert regularizers.add_ortho_gradient(grads, params, 0.0) is grads
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4, 10), (3, 3, 2, 40), (5, 7), (7, 5)])
+def test_devices_that_share_the_product_agree_with_one(shape, monkeypatch):
+    monkeypatch.setattr(regularizers, "_WORTH_SHARING", 0)
+    kernel = jax.random.normal(jax.random.key(0), shape)
+    want = regularizers.ortho_gradient(kernel, 1e-4)
+    mesh = mesh_lib.make_mesh(8)
+    got = jax.jit(lambda kernel: regularizers.ortho_gradient(kernel, 1e-4, mesh))(kernel)
+    np.testing.assert_allclose(got, want, atol=1e-6 * np.abs(want).max())
+
+
+def test_a_product_worth_it_is_shared():
+    mesh, shape = mesh_lib.make_mesh(8), jax.ShapeDtypeStruct((3, 3, 512, 512), jnp.float32)
+    whole = mesh_lib.replicated(mesh)
+    jit = functools.partial(jax.jit, in_shardings=whole, out_shardings=whole)
+    flops = [
+        jit(lambda kernel, m=m: regularizers.ortho_gradient(kernel, 1e-4, m))
+        .lower(shape)
+        .compile()
+        .cost_analysis()["flops"]
+        for m in (None, mesh)
+    ]
+    assert flops[1] < flops[0] / 7
