@@ -26,6 +26,7 @@ _INITS = ("orthogonal", "n02", "xavier")
 RESIZES = ("area", "bilinear", "pil_bilinear", "lanczos")
 DECODES = ("exact", "scaled")
 POLICIES = ("rollback", "stop", "ignore")
+PARALLEL = ("data", "zero1")
 CROPS = ("center", "random_zoom")
 ARCHITECTURES = ("biggan", "biggan_deep")
 ORDERS = ("embedding_first", "z_first")
@@ -87,7 +88,7 @@ _NOT_NEGATIVE = (
 _ADDED = (
     *("keep_every", "keep_best", "best_metric", "best_is", "compilation_cache"),
     *("grace_seconds", "heartbeat_seconds", "hang_dump_seconds", "hang_exit_seconds"),
-    "watch_every",
+    *("watch_every", "parallel"),
     "watch.",
 )
 _BELOW_ONE = (
@@ -114,6 +115,8 @@ def default() -> ml_collections.ConfigDict:
     c.d_steps = 2
     c.accumulation = 1  # Micro-batches an update. BN and spectral norm see micro-batches.
     c.device_count = config_dict.placeholder(int)  # None: all there are. On CPU: simulated.
+    # Or "zero1": each device keeps and works on its part of the optimizers' moments and the EMA.
+    c.parallel = "data"
     c.log_every = 100
     c.checkpoint_every = 1000
     c.keep_checkpoints = 5  # The latest ones. Besides, and together:
@@ -482,6 +485,7 @@ def _check_choices(config):
         "data.decode": DECODES,
         "data.crop": CROPS,
         "best_is": ("lowest", "highest"),
+        "parallel": PARALLEL,
         "watch.policy": POLICIES,
     }.items():
         if flat[key] not in allowed:

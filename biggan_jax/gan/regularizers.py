@@ -13,7 +13,9 @@ from biggan_jax.parallel import mesh as mesh_lib
 _WORTH_SHARING = 1e9
 
 
-def ortho_gradient(kernel: jax.Array, beta: float, mesh: Mesh | None = None) -> jax.Array:
+def ortho_gradient(
+    kernel: jax.Array, beta: float, mesh: Mesh | None = None, parallel: str = "data"
+) -> jax.Array:
     """Gradient of `beta * ||W^T W * (1 - I)||_F^2`, W [rest, out] with filters as columns.
 
     It is `4 beta (W W^T W - W diag(|w_o|^2))`. The product is taken through the smaller of
@@ -24,6 +26,7 @@ def ortho_gradient(kernel: jax.Array, beta: float, mesh: Mesh | None = None) -> 
       kernel: [..., out], a raw (not spectrally normalised) weight.
       beta: strength.
       mesh: whose devices share the product, if it is worth it; each holds the kernel whole.
+      parallel: as in the config: whether each device then has the whole result, or its part of it.
 
     Returns:
       An array of the kernel's shape.
@@ -33,30 +36,30 @@ def ortho_gradient(kernel: jax.Array, beta: float, mesh: Mesh | None = None) -> 
     squares = jnp.sum(w * w, axis=0)
     # With the longer side first.
     tall = w if out <= rest else w.T
-    if mesh is not None and mesh.size > 1 and 2 * tall.size * tall.shape[1] >= _WORTH_SHARING:
-        product = _shared_product(tall, mesh)
-    else:
-        product = _dot(tall, _dot(tall.T, tall))
+    shared = mesh is not None and mesh.size > 1 and 2 * tall.size * tall.shape[1] >= _WORTH_SHARING
+    product = _shared_product(tall, mesh) if shared else _dot(tall, _dot(tall.T, tall))
     product = product if out <= rest else product.T
-    return (4 * beta * (product - w * squares)).reshape(kernel.shape)
+    gradient = (4 * beta * (product - w * squares)).reshape(kernel.shape)
+    return mesh_lib.placed(gradient, mesh, parallel) if mesh is not None else gradient
 
 
 def _shared_product(tall, mesh):
-    """W (W^T W), every device working on its rows: an all-reduce of W^T W, an all-gather of W."""
+    """W (W^T W), every device working on its rows; W^T W is a sum over all of them."""
     rows = len(tall)
     cut = lambda x: jax.lax.with_sharding_constraint(  # noqa: E731
         x, mesh_lib.batch_sharding(mesh, 0)
     )
     padded = cut(jnp.pad(tall, ((0, -rows % mesh.size), (0, 0))))
-    product = cut(_dot(padded, _dot(padded.T, padded)))
-    return jax.lax.with_sharding_constraint(product, mesh_lib.replicated(mesh))[:rows]
+    return cut(_dot(padded, _dot(padded.T, padded)))[:rows]
 
 
 def _dot(a, b):
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def add_ortho_gradient(grads: Any, params: Any, beta: float, mesh: Mesh | None = None) -> Any:
+def add_ortho_gradient(
+    grads: Any, params: Any, beta: float, mesh: Mesh | None = None, parallel: str = "data"
+) -> Any:
     """Adds the gradient of equation 3 to every kernel's; class tables are left alone.
 
     Args:
@@ -64,12 +67,13 @@ def add_ortho_gradient(grads: Any, params: Any, beta: float, mesh: Mesh | None =
       params: a tree whose weights of convolutions and dense layers are leaves named `kernel`.
       beta: strength; 0 returns `grads` as they are.
       mesh: see `ortho_gradient`.
+      parallel: see `ortho_gradient`.
     """
     if not beta:
         return grads
 
     def add(path, grad, param):
         is_kernel = path[-1].key == "kernel"
-        return grad + ortho_gradient(param, beta, mesh) if is_kernel else grad
+        return grad + ortho_gradient(param, beta, mesh, parallel) if is_kernel else grad
 
     return jax.tree_util.tree_map_with_path(add, grads, params)

@@ -76,8 +76,8 @@ def make_look(config: Mapping[str, Any], mesh: Mesh) -> Callable:
         images = generate(state)
         return {"sigma": jnp.stack(sigmas), "g_diversity": diversity(images)}, moved
 
-    whole = mesh_lib.replicated(mesh)
-    return jax.jit(look, in_shardings=(whole, whole), out_shardings=(whole, whole))
+    whole, held = mesh_lib.replicated(mesh), state_lib.shardings(config, mesh)
+    return jax.jit(look, in_shardings=(held, whole), out_shardings=(whole, whole))
 
 
 def top_singular_values(weight: jax.Array, block: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -7,8 +7,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from biggan_jax.models import networks
+from biggan_jax.parallel import mesh as mesh_lib
 
 Tree = Any
 
@@ -108,4 +110,22 @@ def init(config: Mapping[str, Any]) -> GanState:
         d_opt=d_optimizer(config).init(d_vars["params"]),
         ema_params=copy(g_vars["params"]),
         ema_batch_stats=copy(g_vars["batch_stats"]),
+    )
+
+
+def shardings(config: Mapping[str, Any], mesh: Mesh, whole: bool = False) -> GanState:
+    """Who holds what of the state: every device all of it, or with ZeRO-1 parts of some of it.
+
+    Args:
+      config: resolved.
+      mesh: the mesh ("data",).
+      whole: as if `parallel` of the config were "data".
+    """
+    shapes = jax.eval_shape(lambda: init(config))
+    held = jax.tree.map(lambda x: mesh_lib.replicated(mesh), shapes)
+    if whole or config["parallel"] == "data":
+        return held
+    cut = lambda tree: jax.tree.map(lambda x: mesh_lib.spread(mesh, x.shape), tree)  # noqa: E731
+    return held.replace(
+        g_opt=cut(shapes.g_opt), d_opt=cut(shapes.d_opt), ema_params=cut(shapes.ema_params)
     )

@@ -185,8 +185,10 @@ class Update:
           the moved state and what was seen: {"real", "fake"} logits [A, M] each, and "grad_norm".
         """
         grads, state, logits = self._accumulate(self.d_gradients, state, inputs)
-        updates, opt = self.d_optimizer.update(grads, state.d_opt, state.d_params)
-        state = state.replace(d_params=optax.apply_updates(state.d_params, updates), d_opt=opt)
+        grads, params = self._parts(grads), self._parts(state.d_params)
+        updates, opt = self.d_optimizer.update(grads, state.d_opt, params)
+        params = self._whole(optax.apply_updates(params, updates))
+        state = state.replace(d_params=params, d_opt=opt)
         return state, logits | {"grad_norm": optax.tree.norm(grads)}
 
     def g_update(
@@ -197,11 +199,13 @@ class Update:
         Returns as `d_update` does; the gradient is with equation 3's, as Adam gets it.
         """
         grads, state, logits = self._accumulate(self.g_gradients, state, inputs)
-        beta = self.config["optim"]["g_ortho"]
-        grads = regularizers.add_ortho_gradient(grads, state.g_params, beta, self.mesh)
-        updates, opt = self.g_optimizer.update(grads, state.g_opt, state.g_params)
+        grads, params = self._parts(grads), self._parts(state.g_params)
+        beta, parallel = self.config["optim"]["g_ortho"], self.config["parallel"]
+        grads = regularizers.add_ortho_gradient(grads, state.g_params, beta, self.mesh, parallel)
+        updates, opt = self.g_optimizer.update(grads, state.g_opt, params)
         updates = jax.tree.map(lambda x: x * lr_scale, updates)
-        state = state.replace(g_params=optax.apply_updates(state.g_params, updates), g_opt=opt)
+        params = self._whole(optax.apply_updates(params, updates))
+        state = state.replace(g_params=params, g_opt=opt)
         return state, logits | {"grad_norm": optax.tree.norm(grads)}
 
     def step(
@@ -235,7 +239,7 @@ class Update:
         state, g_seen = self.g_update(state, draws.g_z, draws.g_labels, lr_scale=control.g_lr_scale)
         average = ema.update(
             {"params": state.ema_params, "batch_stats": state.ema_batch_stats},
-            {"params": state.g_params, "batch_stats": state.g_batch_stats},
+            {"params": self._parts(state.g_params), "batch_stats": state.g_batch_stats},
             step,
             c["ema"]["decay"],
             c["ema"]["start"],
@@ -248,10 +252,20 @@ class Update:
         # The norms show growing weights and tell, before a checkpoint is written, that all of them
         # are numbers.
         metrics = _metrics(d_seen, g_seen) | {
-            "g_norm": optax.tree.norm(state.g_params),
-            "d_norm": optax.tree.norm(state.d_params),
+            "g_norm": optax.tree.norm(self._parts(state.g_params)),
+            "d_norm": optax.tree.norm(self._parts(state.d_params)),
         }
         return state, metrics | {"bad": _bad(metrics, state)}
+
+    def _parts(self, tree):
+        """With ZeRO-1, each device's part of weights; else the tree."""
+        zero1 = self.config["parallel"] == "zero1"
+        return mesh_lib.placed(tree, self.mesh, "zero1") if zero1 else tree
+
+    def _whole(self, tree):
+        """What `_parts` gave, whole on every device again."""
+        zero1 = self.config["parallel"] == "zero1"
+        return mesh_lib.placed(tree, self.mesh, "data") if zero1 else tree
 
     def _keys(self, step, noise):
         """Four keys for the draws of a step and one that flips its reals."""
@@ -344,11 +358,12 @@ class TrainStep:
     def __init__(self, config: Mapping[str, Any], mesh: Mesh):
         """Compiles nothing yet."""
         whole, cut = mesh_lib.replicated(mesh), mesh_lib.batch_sharding(mesh, 1)
+        held = state_lib.shardings(config, mesh)
         step = Update(config, mesh).step
         jit = lambda *inputs: jax.jit(  # noqa: E731
-            step, in_shardings=inputs, out_shardings=(whole, whole), donate_argnums=0
+            step, in_shardings=inputs, out_shardings=(held, whole), donate_argnums=0
         )
-        self._usual, self._controlled = jit(whole, cut), jit(whole, cut, whole)
+        self._usual, self._controlled = jit(held, cut), jit(held, cut, whole)
 
     def __call__(
         self, state: GanState, batch: Batch, control: Control | None = None
@@ -382,12 +397,18 @@ def make_train_step(config: Mapping[str, Any], mesh: Mesh) -> TrainStep:
 
 def init_state(config: Mapping[str, Any], mesh: Mesh) -> GanState:
     """Makes the first state on the mesh, the same on any mesh."""
-    init = jax.jit(lambda: state_lib.init(config), out_shardings=mesh_lib.replicated(mesh))
+    init = jax.jit(lambda: state_lib.init(config), out_shardings=state_lib.shardings(config, mesh))
     return init()
 
 
-def abstract_state(config: Mapping[str, Any], mesh: Mesh) -> GanState:
-    """Shapes, types and shardings of the state, without making it; for restoring."""
-    whole = mesh_lib.replicated(mesh)
+def abstract_state(config: Mapping[str, Any], mesh: Mesh, whole: bool = False) -> GanState:
+    """Shapes, types and shardings of the state, without making it; for restoring.
+
+    Args:
+      config: resolved.
+      mesh: who is to hold it.
+      whole: whether every device is to hold all of it, whatever the config says.
+    """
     shapes = jax.eval_shape(lambda: state_lib.init(config))
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole), shapes)
+    shaped = lambda x, held: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=held)  # noqa: E731
+    return jax.tree.map(shaped, shapes, state_lib.shardings(config, mesh, whole))

@@ -2,13 +2,18 @@
 
 import contextlib
 import itertools
+import math
 import os
+from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from biggan_jax import config as config_lib
 from biggan_jax.parallel import distributed
+
+_SMALL = 2**14  # Numbers; a collective for fewer takes longer than the work it saves.
 
 
 def request_cpu_devices(count: int) -> None:
@@ -71,6 +76,46 @@ def _share(device_count, processes):
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def spread(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+    """Every device holds an equal part of an array of weights, or all of it.
+
+    Axes are cut into as many parts as divide them and the devices that are left, the input channels
+    first: TPUs pad the last axis to 128. What is small, or cannot be cut into as many parts as
+    there are devices, is held whole.
+    """
+    left, parts = mesh.size, [1] * len(shape)
+    for axis in sorted(range(len(shape)), key=lambda axis: (axis != len(shape) - 2, -axis)):
+        parts[axis] = math.gcd(shape[axis], left)
+        left //= parts[axis]
+    if left > 1 or math.prod(shape) < _SMALL:
+        return replicated(mesh)
+    names = [f"part{axis}" for axis in range(len(shape))]
+    # The same devices in the same order, so the two meshes can be used in one program.
+    cut = Mesh(np.reshape(mesh.devices, parts), names, axis_types=(AxisType.Auto,) * len(shape))
+    return NamedSharding(
+        cut, PartitionSpec(*(n if k > 1 else None for n, k in zip(names, parts, strict=True)))
+    )
+
+
+def placed(tree, mesh: Mesh, parallel: str):
+    """Constrains arrays of weights, within a program, to who holds them.
+
+    Args:
+      tree: of arrays.
+      mesh: the mesh ("data",).
+      parallel: "data": every device all of it; "zero1": its part.
+    """
+    where = spread if parallel == "zero1" else lambda mesh, shape: replicated(mesh)
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, where(mesh, x.shape)), tree)
+
+
+def gathered(tree, mesh: Mesh):
+    """Returns a tree of arrays whole on every device; those that are so already are not copied."""
+    if all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(tree)):
+        return tree
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
 
 
 def batch_sharding(mesh: Mesh, axis: int) -> NamedSharding:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from biggan_jax.gan.state import GanState
+from biggan_jax.parallel import mesh as mesh_lib
 from biggan_jax.sample import sampler, sheets
 
 REALS = os.path.join("samples", "reals.png")
@@ -63,7 +64,7 @@ class Pictures:
           ValueError: if the images hold NaN.
         """
         c = self._config
-        weights = sampler.ema_weights(state)
+        weights = mesh_lib.gathered(sampler.ema_weights(state), self._sampler.mesh)
         statistics = self._sampler.standing_statistics(weights)
         labels = np.tile(np.arange(c["sample"]["classes"]), c["sample"]["rows"])
         images = self._sampler.sample(weights, statistics, labels, c["seed"])

@@ -11,6 +11,7 @@ from biggan_jax.train import checkpoint, runs
 FREE_KEYS = (
     "num_steps",
     "device_count",
+    "parallel",
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",

@@ -11,11 +11,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from biggan_jax.config import ConfigError
+from biggan_jax.gan import state as state_lib
 from biggan_jax.gan import step as step_lib
 from biggan_jax.gan.state import GanState
 from biggan_jax.interop import bundle as bundle_lib
 from biggan_jax.interop import layout
-from biggan_jax.parallel import mesh as mesh_lib
 from biggan_jax.train import checkpoint, export, runs
 
 # Keys of `config.model` that may differ: they shape how weights come to be, not what they mean.
@@ -104,7 +104,7 @@ def start_state(
 
     # Copied by a program, so that no buffer is shared: the step is given the state to overwrite.
     copy = jax.jit(
-        lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=mesh_lib.replicated(mesh)
+        lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=state_lib.shardings(config, mesh)
     )
     return copy(_put(fresh, ours | taken)), [f"init_from: {line}" for line in lines]
 
@@ -122,7 +122,7 @@ def _read(place, mesh):
         )
     config = runs.read_config(place)
     with checkpoint.Checkpoints(folder, keep=None) as saved:
-        state, _ = saved.restore(step_lib.abstract_state(config, mesh))
+        state, _ = saved.restore(step_lib.abstract_state(config, mesh, whole=True))
     what = f"step {int(state.step):,} of the run {config.name!r}"
     betas = config.optim.beta1, config.optim.beta2
     return _Source(what, config.model, _flat(state), betas, runs.class_names(place))

@@ -1,0 +1,119 @@
+import jax
+import numpy as np
+import pytest
+
+from biggan_jax import config as config_lib
+from biggan_jax.gan import step as step_lib
+from biggan_jax.parallel import mesh as mesh_lib
+from biggan_jax.train.checkpoint import Checkpoints
+from tests.gan.test_step import make_batch, relative
+
+DEVICES = 8
+
+
+@pytest.fixture(scope="module", autouse=True)
+def everything_counts():
+    """Weights of a small model are cut up too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh_lib, "_SMALL", 0)
+        patch.setattr("biggan_jax.gan.regularizers._WORTH_SHARING", 0)
+        yield
+
+
+def config_of(parallel):
+    c = config_lib.default()
+    c.model.update(resolution=16, g_ch=4, d_ch=4, num_classes=5, shared_dim=8, z_dim=12)
+    c.model.update(g_attention=(), d_attention=())
+    c.update(batch_size=16, parallel=parallel)
+    c.optim.g_ortho = 0.1
+    c.ema.update(start=0, decay=0.5)
+    return config_lib.resolve(c, DEVICES)
+
+
+@pytest.fixture(scope="module")
+def runs():
+    found = {}
+    for parallel in config_lib.PARALLEL:
+        config, mesh = config_of(parallel), mesh_lib.make_mesh(DEVICES)
+        state = step_lib.init_state(config, mesh)
+        step = step_lib.make_train_step(config, mesh).lower(state, make_batch(config, mesh))
+        step = step.compile()
+        seen = []
+        for i in range(2):
+            state, metrics = step(state, make_batch(config, mesh, i))
+            seen.append(metrics)
+        found[parallel] = config, mesh, step, state, seen
+    return found
+
+
+def test_zero1_is_the_same_training(runs):
+    (*_, whole, whole_seen), (*_, parts, parts_seen) = runs["data"], runs["zero1"]
+    for a, b in zip(whole_seen, parts_seen, strict=True):
+        for name in a:  # Sums in another order.
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    kernels = 0
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(parts), strict=True
+    ):
+        if "kernel" in str(path[-1]):
+            kernels += 1
+            assert relative(b, a) < 1e-4, path
+        # The gradient of a bias before batch norm is rounding, and Adam makes steps of it.
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3, err_msg=str(path))
+    assert kernels > 40
+
+
+def test_each_device_keeps_its_part(runs):
+    *_, state, _ = runs["zero1"]
+    kernels = [
+        tree["block0"]["conv1"]["kernel"]
+        for tree in (state.ema_params, state.g_opt[0].nu, state.d_opt[0].nu)
+    ]
+    for kernel in kernels:
+        shards = kernel.addressable_shards
+        assert len(shards) == DEVICES and shards[0].data.size * DEVICES == kernel.size
+    assert state.g_params["block0"]["conv1"]["kernel"].sharding.is_fully_replicated
+
+
+def test_it_changes_no_more_than_who_works_on_what(runs):
+    flops = {name: step.cost_analysis()["flops"] for name, (_, _, step, *_) in runs.items()}
+    assert flops["zero1"] < flops["data"]
+    assert "all-gather" in runs["zero1"][2].as_text()
+
+
+def test_a_checkpoint_goes_on_either_way(runs, tmp_path):
+    _, mesh, _, state, _ = runs["zero1"]
+    with Checkpoints(tmp_path, keep=1) as saved:
+        saved.save(2, state, {})
+    fewer = mesh_lib.make_mesh(2)
+    for place, parallel in ((mesh, "data"), (fewer, "zero1")):
+        with Checkpoints(tmp_path, keep=None) as saved:
+            got, _ = saved.restore(step_lib.abstract_state(config_of(parallel), place))
+        jax.tree.map(np.testing.assert_array_equal, got, state)
+        kernel = got.ema_params["block0"]["conv1"]["kernel"]
+        assert kernel.sharding.is_fully_replicated == (parallel == "data")
+        assert len(kernel.sharding.device_set) == place.size
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "parts"),
+    [
+        ((3, 3, 1536, 1536), 8, (1, 1, 8, 1)),
+        ((3, 3, 6, 20), 8, (1, 1, 2, 4)),
+        ((3, 3, 3, 5), 8, None),
+        ((40,), 8, (8,)),
+        ((), 8, None),
+    ],
+)
+def test_spread(shape, count, parts):
+    sharding = mesh_lib.spread(mesh_lib.make_mesh(count), shape)
+    if parts is None:
+        assert sharding.is_fully_replicated
+        return
+    want = tuple(n // k for n, k in zip(shape, parts, strict=True))
+    assert sharding.shard_shape(shape) == want
+
+
+def test_small_ones_are_held_whole(monkeypatch):
+    monkeypatch.setattr(mesh_lib, "_SMALL", 2**14)
+    assert mesh_lib.spread(mesh_lib.make_mesh(8), (8, 8)).is_fully_replicated
