@@ -81,22 +81,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def spread(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
     """Every device holds an equal part of an array of weights, or all of it.
 
-    Axes are cut into as many parts as divide them and the devices that are left, the input channels
-    first: TPUs pad the last axis to 128. What is small, or cannot be cut into as many parts as
-    there are devices, is held whole.
+    One axis is cut into as many parts as divide both it and the number of devices; where these are
+    fewer than the devices, several hold the same part. The last axis is not cut, as TPUs pad it to
+    128, nor two axes, as gathering such parts costs a transpose. What is small is held whole.
     """
-    left, parts = mesh.size, [1] * len(shape)
-    for axis in sorted(range(len(shape)), key=lambda axis: (axis != len(shape) - 2, -axis)):
-        parts[axis] = math.gcd(shape[axis], left)
-        left //= parts[axis]
-    if left > 1 or math.prod(shape) < _SMALL:
+    parts = [math.gcd(size, mesh.size) for size in shape[:-1]]
+    most = max(parts, default=1)
+    if most == 1 or math.prod(shape) < _SMALL:
         return replicated(mesh)
-    names = [f"part{axis}" for axis in range(len(shape))]
-    # The same devices in the same order, so the two meshes can be used in one program.
-    cut = Mesh(np.reshape(mesh.devices, parts), names, axis_types=(AxisType.Auto,) * len(shape))
-    return NamedSharding(
-        cut, PartitionSpec(*(n if k > 1 else None for n, k in zip(names, parts, strict=True)))
-    )
+    axis = len(parts) - 1 - parts[::-1].index(most)
+    # The same devices in the same order, so that both meshes can be used in one program.
+    devices = np.reshape(mesh.devices, (most, -1))
+    cut = Mesh(devices, ("part", "copy"), axis_types=(AxisType.Auto, AxisType.Auto))
+    return NamedSharding(cut, PartitionSpec(*[None] * axis, "part"))
 
 
 def placed(tree, mesh: Mesh, parallel: str):

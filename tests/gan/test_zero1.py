@@ -99,9 +99,10 @@ def test_a_checkpoint_goes_on_either_way(runs, tmp_path):
     ("shape", "count", "parts"),
     [
         ((3, 3, 1536, 1536), 8, (1, 1, 8, 1)),
-        ((3, 3, 6, 20), 8, (1, 1, 2, 4)),
+        ((3, 3, 6, 40), 8, (1, 1, 2, 1)),
         ((3, 3, 3, 5), 8, None),
-        ((40,), 8, (8,)),
+        ((12, 4, 7), 4, (1, 4, 1)),
+        ((40,), 8, None),
         ((), 8, None),
     ],
 )
@@ -112,6 +113,7 @@ def test_spread(shape, count, parts):
         return
     want = tuple(n // k for n, k in zip(shape, parts, strict=True))
     assert sharding.shard_shape(shape) == want
+    assert [d.id for d in sharding.mesh.devices.flat] == list(range(count))
 
 
 def test_small_ones_are_held_whole(monkeypatch):
