@@ -39,7 +39,7 @@ setuptools.setup(
     author="The biggan-jax authors",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["biggan_jax", "biggan_jax.*"]),
-    package_data={"biggan_jax": ["sample/imagenet_names.txt"]},
+    package_data={"biggan_jax": ["sample/imagenet_names.txt", "models/forms.json"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.0",

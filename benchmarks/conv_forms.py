@@ -1,144 +1,209 @@
-"""Times every form of the convolutions in `biggan_jax.models.conv`, and blocks made of them.
+"""Measures the forms of convolutions and of attention; writes the table that chooses them.
 
-    python -m benchmarks.conv_forms [--quick] [--repeats=5] [--channels=128] [--only=block]
+    python -m benchmarks.conv_forms                 # what the table says, and the times beside it
+    python -m benchmarks.conv_forms --write         # measures, and writes this backend's part of it
+    python -m benchmarks.conv_forms --quick --write=FILE
 
-All variants of a row run in turn, so that a busy machine disturbs them alike. Printed are the
-median wall time, and the processor time divided by the number of cores: what the wall time would be
-on an idle machine with perfect sharing, and the steadier number on a busy one. The last line is
-JSON.
+For each operation, number of channels and size all forms that can take the shape run in turn: the
+value and both gradients in one program. Compared is, on a CPU, the processor time divided by the
+number of cores (what the wall time would be on an idle machine with perfect sharing, and the
+steadier number on a busy one), elsewhere the wall time; of each the least of the rounds. A form has
+to beat the plain one by 5 %. Batches hold so many images that the plain form has `--gflop` to do.
+The last line is JSON.
 """
 
 import argparse
+import importlib.metadata
+import itertools
 import json
 import os
+import pathlib
 import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from biggan_jax.models import conv
+from biggan_jax.models import attend, conv, forms
 
-FORMS = {
-    "conv3x3": ("plain", "winograd", "thin"),
-    "up_conv3x3": ("plain", "fused"),
-    "conv3x3_down": ("plain", "fused"),
-    "conv1x1": ("plain", "matmul"),
-}
-
-
-def draw(*shape: int) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
+GAIN = 1.05  # What a form must be faster by than the plain one.
+# Thresholds of the table: (from so many channels on, measured with so many).
+CHANNELS = ((1, 3), (9, 16), (24, 24), (48, 48), (96, 96), (192, 192))
+SIDES = (4, 8, 16, 32, 64)
+ATTENTION_SIDES = (16, 32, 64)
+IMAGE_SIDE = 64  # Channels on the other side of an image.
 
 
-def g_block(x: jax.Array, w: dict, form: str | None) -> jax.Array:
-    """`[B, H, W, C]` -> `[B, 2H, 2W, C]`, without normalisation."""
-    h = conv.up_conv3x3(jax.nn.relu(x), w["one"], form=form)
-    h = conv.conv3x3(jax.nn.relu(h), w["two"], form=form)
-    return h + conv.nearest_up2(conv.conv1x1(x, w["skip"], form=form))
+def shapes(operation, channels):
+    """The pairs (input channels, output channels) that stand for a row of the table."""
+    if channels == 3 and operation == "conv3x3":
+        return [(3, IMAGE_SIDE), (IMAGE_SIDE, 3)]
+    return [(channels, IMAGE_SIDE if channels == 3 else channels)]
 
 
-def d_block(x: jax.Array, w: dict, form: str | None) -> jax.Array:
-    """`[B, H, W, C]` -> `[B, H/2, W/2, C]`."""
-    h = conv.conv3x3(jax.nn.relu(x), w["one"], form=form)
-    h = conv.conv3x3_down(jax.nn.relu(h), w["two"], form=form)
-    return h + conv.conv1x1(conv.avg_pool2(x), w["skip"], form=form)
+def draw(*shape, dtype):
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32), dtype)
 
 
-def with_gradients(f: Callable) -> Callable:
-    def run(x, w):
-        return jax.value_and_grad(lambda x, w: jnp.sum(f(x, w) ** 2), (0, 1))(x, w)
-
-    return run
+def with_gradients(f):
+    return lambda g, *args: (*jax.vjp(f, *args)[1](g), f(*args))
 
 
-def passes(f: Callable, x: jax.Array, w: jax.Array) -> dict[str, tuple[Callable, tuple]]:
-    """Forward pass, input gradient and kernel gradient, each alone."""
-    g = draw(*jax.eval_shape(f, x, w).shape)
-    return {
-        "value": (f, (x, w)),
-        "dx": (lambda x, w, g: jax.vjp(lambda x: f(x, w), x)[1](g), (x, w, g)),
-        "dw": (lambda x, w, g: jax.vjp(lambda w: f(x, w), w)[1](g), (x, w, g)),
+def convolution(operation, form, side, cin, cout, gflop, dtype):
+    """A form's program and its arguments, or None if it cannot take the shape."""
+    k = 1 if operation == "conv1x1" else 3
+    x_side = max(1, side // 2) if operation == "up_conv3x3" else side
+    each = 3 * 2 * side * side * cin * cout * k * k
+    batch = int(np.clip(gflop * 1e9 / each, 4, 256))
+    x, w = draw(batch, x_side, x_side, cin, dtype=dtype), draw(k, k, cin, cout, dtype=dtype)
+    if conv.cannot(form, x, w):
+        return None
+    f = lambda x, w: getattr(conv, operation)(x, w, form=form)  # noqa: E731
+    g = draw(*jax.eval_shape(f, x, w).shape, dtype=dtype)
+    return with_gradients(f), (g, x, w)
+
+
+def attention(form, side, channels, gflop, dtype):
+    """As `convolution`, of softmax(q k^T) v with the widths that `channels` values have."""
+    queries, keys, narrow = side * side, side * side // 4, max(1, channels // 4)
+    each = 3 * 2 * queries * keys * (channels + narrow)
+    batch = int(np.clip(gflop * 1e9 / each, 2, 256))
+    q, k = (draw(batch, n, narrow, dtype=dtype) for n in (queries, keys))
+    v = draw(batch, keys, channels, dtype=dtype)
+    if attend.cannot(form, v) or (form == "cudnn" and jax.default_backend() != "gpu"):
+        return None
+    f = lambda q, k, v: attend.attend(q, k, v, side=side, form=form)  # noqa: E731
+    return with_gradients(f), (draw(batch, queries, channels, dtype=dtype), q, k, v)
+
+
+def measure(programs, repeats):
+    """{form: milliseconds} of {form: programs whose times are added}, in turns."""
+    compiled = {
+        form: [(jax.jit(f).lower(*args).compile(), args) for f, args in parts]
+        for form, parts in programs.items()
     }
+    on_cpu = jax.default_backend() == "cpu"
+    cores = len(os.sched_getaffinity(0)) if on_cpu else 1
+    clock = time.process_time if on_cpu else time.perf_counter
+    seen = {form: [] for form in compiled}
+    for i in range(repeats + 1):
+        for form, parts in compiled.items():
+            start = clock()
+            for run, args in parts:
+                jax.block_until_ready(run(*args))
+            if i:
+                seen[form].append((clock() - start) / cores)
+    return {form: round(1e3 * min(times), 3) for form, times in seen.items()}
 
 
-def measure(variants: dict[str, tuple[Callable, tuple]], repeats: int) -> dict[str, dict]:
-    compiled, times = {}, {}
-    for name, (f, args) in variants.items():
-        start = time.perf_counter()
-        compiled[name] = jax.jit(f).lower(*args).compile()
-        times[name] = {"compile_s": time.perf_counter() - start, "wall": [], "cpu": []}
-        jax.block_until_ready(compiled[name](*args))
-    for _ in range(repeats):
-        for name, (_, args) in variants.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            jax.block_until_ready(compiled[name](*args))
-            times[name]["wall"].append(time.perf_counter() - wall)
-            times[name]["cpu"].append(time.process_time() - cpu)
-    cores = len(os.sched_getaffinity(0))
-    return {
-        name: {
-            "wall_ms": round(1e3 * float(np.median(t["wall"])), 2),
-            "cpu_ms": round(1e3 * float(np.median(t["cpu"])) / cores, 2),
-            "compile_s": round(t["compile_s"], 2),
-        }
-        for name, t in times.items()
-    }
+def rows(quick, gflop, dtype):
+    """Yields (operation, channels from, side, {form: programs})."""
+    channels = CHANNELS[1:5:3] if quick else CHANNELS
+    sides = (8,) if quick else SIDES
+    for operation, known in conv.FORMS.items():
+        for (at, width), side in itertools.product(channels, sides):
+            programs = {}
+            for form in known:
+                parts = [
+                    convolution(operation, form, side, *pair, gflop, dtype)
+                    for pair in shapes(operation, width)
+                ]
+                if None not in parts:
+                    programs[form] = parts
+            at_side = max(1, side // 2) if operation == "up_conv3x3" else side
+            yield operation, at, at_side, programs
+    for side in (8,) if quick else ATTENTION_SIDES:
+        found = {form: attention(form, side, 48, gflop, dtype) for form in attend.FORMS}
+        yield "attention", 1, side, {form: [p] for form, p in found.items() if p}
 
 
-def rows(channels: int, quick: bool) -> dict[str, dict[str, tuple[Callable, tuple]]]:
-    """The variants of each row of the table, by the name of the row."""
-    c = channels
-    table: dict[str, dict] = {}
-    shapes = [(64, 16, c, c)] if quick else [(64, 32, c, c), (64, 16, c, c), (128, 8, c, c)]
-    image = [] if quick else [(64, 32, 3, c), (64, 32, c, 3)]
-    for name, forms in FORMS.items():
-        k = 1 if name == "conv1x1" else 3
-        for b, size, cin, cout in shapes + (image if name == "conv3x3" else []):
-            size_in = size // 2 if name == "up_conv3x3" else size
-            x, w = draw(b, size_in, size_in, cin), draw(k, k, cin, cout)
-            row = {}
-            for form in forms:
-                if form == ("winograd" if min(cin, cout) <= 8 else "thin"):
-                    continue
-                f = lambda x, w, name=name, form=form: getattr(conv, name)(x, w, form=form)  # noqa: E731
-                for label, variant in passes(f, x, w).items():
-                    row[f"{form} {label}"] = variant
-            table[f"{name} {b}x{size_in}x{size_in}x{cin}->{cout}"] = row
-    for name, block, b, size in (("g", g_block, 64, 16), ("d", d_block, 128, 16)):
-        w = {"one": draw(3, 3, c, c), "two": draw(3, 3, c, c), "skip": draw(1, 1, c, c)}
-        w = {key: 0.03 * value for key, value in w.items()}
-        x = draw(b, size, size, c)
-        table[f"{name} block {b}x{size}x{size}x{c}"] = {
-            f"{form or 'chosen'} forward+backward": (
-                with_gradients(lambda x, w, block=block, form=form: block(x, w, form)),
-                (x, w),
-            )
-            for form in ("plain", None)
-        }
+def best(times):
+    form = min(times, key=lambda form: times[form])
+    return form if times[form] * GAIN <= times[forms.PLAIN] else forms.PLAIN
+
+
+def merged(cells):
+    """{threshold: value} without those that repeat the one below; the first one begins at 1."""
+    kept, last = {}, None
+    for i, (at, value) in enumerate(sorted(cells.items())):
+        if value != last:
+            kept[str(at if i else 1)] = value
+        last = value
+    return kept
+
+
+def as_table(winners):
+    """{operation: {channels: {side: form}}} of {(operation, channels, side): form}."""
+    table = {}
+    for operation in sorted({key[0] for key in winners}):
+        by_channels = {}
+        for (name, channels, side), form in winners.items():
+            if name == operation:
+                by_channels.setdefault(channels, {})[side] = form
+        whole = merged({channels: merged(sides) for channels, sides in by_channels.items()})
+        if any(form != forms.PLAIN for sides in whole.values() for form in sides.values()):
+            table[operation] = whole
     return table
 
 
-def main() -> None:
+def never_whole(part):
+    """Maps of 64 px and more are held in blocks, whatever is faster: they would not fit."""
+    sides = part.setdefault("attention", {"1": {"1": forms.PLAIN}})["1"]
+    for side in sorted(sides, key=int):
+        if int(side) >= 64 and sides[side] == forms.PLAIN:
+            del sides[side]
+    if forms.look_up({"b": {"d": part}}, "b", "d", "attention", 1, 64) == forms.PLAIN:
+        sides["64"] = "blocked"
+
+
+def write(path, backend, dtype, part, gflop):
+    path = pathlib.Path(path)
+    table = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    entry = table.setdefault(backend, {})
+    entry["about"] = (
+        f"measured on {jax.devices()[0].device_kind}, {jax.device_count()} device(s), jax"
+        f" {importlib.metadata.version('jax')}, {gflop:g} GFLOP a program"
+    )
+    entry[dtype] = part
+    path.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", "utf-8")
+
+
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one shape of each only")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--channels", type=int, default=128)
-    parser.add_argument("--only", default="", help="rows whose name holds this text")
-    args = parser.parse_args()
-    result = {}
-    for name, variants in rows(args.channels, args.quick).items():
-        if args.only not in name:
+    parser.add_argument("--quick", action="store_true", help="two widths, one size")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--gflop", type=float, help="default: 3 on a CPU, else 300")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--only", default="", help="the operations whose name begins so")
+    parser.add_argument(
+        "--write",
+        nargs="?",
+        const=str(pathlib.Path(forms.__file__).with_name(forms.FILE)),
+        help="the table to write to; default: the package's",
+    )
+    parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
+    args = parser.parse_args(argv)
+    backend = jax.default_backend()
+    gflop = args.gflop or (3 if backend == "cpu" else 300)
+    seen, winners = [], {}
+    for operation, channels, side, programs in rows(args.quick, gflop, args.dtype):
+        if not operation.startswith(args.only):
             continue
-        result[name] = measure(variants, args.repeats)
-        print(name)
-        for variant, numbers in result[name].items():
-            print(
-                f"  {variant:28s} wall {numbers['wall_ms']:9.2f} ms   cpu/cores "
-                f"{numbers['cpu_ms']:9.2f} ms   compile {numbers['compile_s']:5.1f} s"
-            )
-    print(json.dumps({"benchmark": "conv_forms", "channels": args.channels, "rows": result}))
+        times = measure(programs, args.repeats)
+        winners[operation, channels, side] = best(times)
+        now = forms.look_up(forms.table(), backend, args.dtype, operation, channels, side)
+        row = {"operation": operation, "channels": channels, "side": side, "ms": times}
+        seen.append(row | {"fastest": best(times), "table": now})
+        if not args.json:
+            text = "  ".join(f"{form} {ms:.2f}" for form, ms in times.items())
+            print(f"{operation:13s} channels {channels:3d} side {side:3d}: {text} ms; {now}")
+    part = as_table(winners)
+    never_whole(part)
+    if args.write and not args.only:
+        write(args.write, backend, args.dtype, part, gflop)
+    result = {"benchmark": "conv_forms", "backend": backend, "dtype": args.dtype}
+    device = {"device": jax.devices()[0].device_kind, "gflop": gflop}
+    print(json.dumps(result | device | {"rows": seen, "part": part}))
 
 
 if __name__ == "__main__":

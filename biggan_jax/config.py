@@ -70,6 +70,7 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     "seed",
+    "profile_steps",
     "keep_every",
     "keep_best",
     "watch.max_rollbacks",
@@ -90,6 +91,8 @@ _ADDED = (
     *("grace_seconds", "heartbeat_seconds", "hang_dump_seconds", "hang_exit_seconds"),
     *("watch_every", "parallel"),
     "watch.",
+    "optim.one_g_pass",
+    *("preset", "profile_steps"),
 )
 _BELOW_ONE = (
     *("model.bn_momentum", "optim.beta1", "optim.beta2", "ema.decay"),
@@ -126,6 +129,8 @@ def default() -> ml_collections.ConfigDict:
     c.best_is = "lowest"  # Or "highest".
     c.sample_every = 1000
     c.init_from = ""  # A bundle or run folder to start from; "" for random weights.
+    c.preset = ""  # "gpu" or "gpu:h100x8": dtype, accumulation, remat by memory (plan/preset.py).
+    c.profile_steps = 0  # Steps of each start that are profiled, after its first ones; 0: none.
     c.compilation_cache = "auto"  # A folder; "auto": beside the run folder; "off": none.
 
     # What a run does when its machine is taken away or stands still.
@@ -198,6 +203,8 @@ def default() -> ml_collections.ConfigDict:
     c.optim.eps = 1e-8
     c.optim.warmup = 0  # Updates over which the learning rates rise; the paper has none.
     c.optim.g_ortho = 1e-4  # beta of the paper's equation 3, on G.
+    # The fakes of all D steps of one pass of G; its u then moves once for them, not once each.
+    c.optim.one_g_pass = False
     c.optim.freeze_d_blocks = 0  # Blocks of D, from the image on, that stay as they are (FreezeD).
 
     c.ema = ml_collections.ConfigDict()

@@ -78,6 +78,8 @@ class Update:
         # inside a loop 10 to 30 times slower.
         self.scan = platform != "cpu"
         self.generator, self.discriminator = networks.build(config, platform)
+        # For the fakes of all D steps at once, where `optim.one_g_pass` asks for it.
+        self.woven_generator, _ = networks.build(config, platform, config["d_steps"])
         self.g_optimizer = state_lib.optimizer(config, config["optim"]["g_lr"])
         self.d_optimizer = state_lib.d_optimizer(config)
 
@@ -143,6 +145,60 @@ class Update:
           gradients, the moved state, and {"real", "fake"} logits [M] each.
         """
         fake, moved = self.generate(state.g_params, state, z, labels)
+        state = state.replace(g_batch_stats=moved["batch_stats"], g_spectral=moved["spectral"])
+        return self.d_gradients_on(state, real, real_labels, fake, labels)
+
+    def fakes(self, state: GanState, z, labels):
+        """The fakes of all D steps, of one pass of G a micro-batch.
+
+        BN statistics are those of each D batch. Against a pass a D step only bookkeeping differs:
+        G's u moves once for all D steps, and with accumulation the running statistics see the
+        batches in another order.
+
+        Args:
+          state: G's collections are moved in the returned one.
+          z: [d_steps * A, M, z_dim].
+          labels: [d_steps * A, M].
+
+        Returns:
+          images [d_steps * A, M, R, R, 3] and the moved state.
+        """
+        rounds, a = self.config["d_steps"], self.config["accumulation"]
+        # Image i of D step i % rounds: no image leaves its device.
+        weave = lambda x: x.reshape(rounds, a, *x.shape[1:]).transpose(  # noqa: E731
+            1, 2, 0, *range(3, x.ndim + 1)
+        )
+
+        def one(state, inputs):
+            z, labels = (x.reshape(-1, *x.shape[2:]) for x in inputs)
+            images, moved = self.woven_generator.apply(
+                {
+                    "params": state.g_params,
+                    "batch_stats": state.g_batch_stats,
+                    "spectral": state.g_spectral,
+                },
+                z,
+                labels,
+                train=True,
+                mutable=["batch_stats", "spectral"],
+            )
+            state = state.replace(g_batch_stats=moved["batch_stats"], g_spectral=moved["spectral"])
+            return state, images.reshape(-1, rounds, *images.shape[1:])
+
+        inputs = weave(z), weave(labels)
+        if self.scan and a > 1:
+            state, images = jax.lax.scan(one, state, inputs)
+        else:
+            made = []
+            for i in range(a):
+                state, part = one(state, tuple(x[i] for x in inputs))
+                made.append(part)
+            images = jnp.stack(made)
+        images = images.transpose(2, 0, 1, *range(3, images.ndim))
+        return images.reshape(rounds * a, *images.shape[2:]), state
+
+    def d_gradients_on(self, state: GanState, real, real_labels, fake, labels):
+        """As `d_gradients`, on fakes [M, R, R, 3] in place of latents."""
         fake = jax.lax.stop_gradient(fake)
         # One joint forward, so that one sigma serves both halves. Interleaved: concatenating along
         # the sharded axis would move half of the images between devices.
@@ -155,12 +211,7 @@ class Update:
             return sum(losses.d_hinge(logits["real"], logits["fake"])), (logits, spectral)
 
         grads, (logits, d_spectral) = jax.grad(loss_fn, has_aux=True)(state.d_params)
-        state = state.replace(
-            g_batch_stats=moved["batch_stats"],
-            g_spectral=moved["spectral"],
-            d_spectral=d_spectral,
-        )
-        return grads, state, logits
+        return grads, state.replace(d_spectral=d_spectral), logits
 
     def g_gradients(self, state: GanState, z, labels):
         """Gradients of one G micro-batch; arguments and results as for `d_gradients`."""
@@ -181,10 +232,14 @@ class Update:
     def d_update(self, state: GanState, *inputs) -> tuple[GanState, dict]:
         """One D update from A micro-batches; inputs as for `d_gradients`, each [A, M, ...].
 
+        With `optim.one_g_pass` they are those of `d_gradients_on`.
+
         Returns:
           the moved state and what was seen: {"real", "fake"} logits [A, M] each, and "grad_norm".
         """
-        grads, state, logits = self._accumulate(self.d_gradients, state, inputs)
+        ready = self.config["optim"]["one_g_pass"]
+        gradients = self.d_gradients_on if ready else self.d_gradients
+        grads, state, logits = self._accumulate(gradients, state, inputs)
         grads, params = self._parts(grads), self._parts(state.d_params)
         updates, opt = self.d_optimizer.update(grads, state.d_opt, params)
         params = self._whole(optax.apply_updates(params, updates))
@@ -229,11 +284,14 @@ class Update:
         step, noise = state.step, control.noise
         draws = batch["draws"] if "draws" in batch else self.draw(step, noise)
         images, labels = batch["image"], batch["label"]
+        makes_fakes = draws.d_z
+        if c["optim"]["one_g_pass"]:
+            makes_fakes, state = self.fakes(state, draws.d_z, draws.d_labels)
         d_seen = []
         for i in range(c["d_steps"]):
             part = slice(i * c["accumulation"], (i + 1) * c["accumulation"])
             reals = self._to_float(images[part], step, i, noise)
-            fakes = draws.d_z[part], draws.d_labels[part]
+            fakes = makes_fakes[part], draws.d_labels[part]
             state, seen = self.d_update(state, reals, labels[part], *fakes)
             d_seen.append(seen)
         state, g_seen = self.g_update(state, draws.g_z, draws.g_labels, lr_scale=control.g_lr_scale)

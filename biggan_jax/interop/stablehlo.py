@@ -13,7 +13,7 @@ import numpy as np
 from biggan_jax import files
 from biggan_jax.interop import graph
 from biggan_jax.interop.frozen import Frozen
-from biggan_jax.models import conv
+from biggan_jax.models import conv, resample
 
 NAME = "stablehlo"
 PACKAGES = ()
@@ -61,8 +61,8 @@ class JaxOps:
     rsqrt = staticmethod(jax.lax.rsqrt)
     softmax = staticmethod(jax.nn.softmax)
     images = staticmethod(jnp.tanh)
-    up = staticmethod(conv.nearest_up2)
-    unpool = staticmethod(conv.unpool2)
+    up = staticmethod(resample.nearest_up2)
+    unpool = staticmethod(resample.unpool2)
 
     def matmul(self, a: jax.Array, b: jax.Array, transpose_b: bool = False) -> jax.Array:
         """Multiplies."""

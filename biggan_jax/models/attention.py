@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from biggan_jax.config import ConfigError
+from biggan_jax.models import attend
 
 
 class Attention(nn.Module):
@@ -14,9 +15,11 @@ class Attention(nn.Module):
 
     Attributes:
       conv: makes a spectrally normalised convolution.
+      backend: of the devices that will run it, as in `ops.SpectralConv`.
     """
 
     conv: Callable[..., nn.Module]
+    backend: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -32,10 +35,8 @@ class Attention(nn.Module):
         theta = project(c // 8, "theta").reshape(b, h * w, c // 8)
         phi = pool(project(c // 8, "phi")).reshape(b, h * w // 4, c // 8)
         g = pool(project(c // 2, "g")).reshape(b, h * w // 4, c // 2)
-        # No 1 / sqrt(d): the reference has none. Softmax in float32 whatever the convolutions use.
-        scores = jnp.einsum("bqd,bkd->bqk", theta, phi, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores, axis=-1).astype(g.dtype)
-        mixed = jnp.einsum("bqk,bkd->bqd", weights, g).reshape(b, h, w, c // 2)
+        mixed = attend.attend(theta, phi, g, side=min(h, w), backend=self.backend)
+        mixed = mixed.reshape(b, h, w, c // 2)
         o = self.conv(c, size=1, bias=False, name="o")(mixed)
         gamma = self.param("gamma", nn.initializers.zeros, (), jnp.float32)
         return gamma.astype(x.dtype) * o + x

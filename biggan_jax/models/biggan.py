@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from biggan_jax.models import attention, ops
+from biggan_jax.models import ops
 
 # Channels after the first linear and after each block, in multiples of ch. Each block doubles the
 # size, from 4x4. 16 px is ours, for the demo: the 32-px table with a block less.
@@ -72,6 +72,7 @@ class Generator(nn.Module):
       rgb_channels: of the last convolution; the first three are the image.
       up: how sizes are doubled, a `resample` of `SpectralConv`.
       attention: sizes after whose block attention stands.
+      attend: makes an attention.
       conv: makes a spectrally normalised convolution.
       dense: makes a spectrally normalised dense layer.
       bn: makes a batch normalisation.
@@ -91,6 +92,7 @@ class Generator(nn.Module):
     rgb_channels: int
     up: str
     attention: tuple[int, ...]
+    attend: Callable[..., nn.Module]
     conv: Callable[..., nn.Module]
     dense: Callable[..., nn.Module]
     bn: Callable[..., nn.Module]
@@ -126,7 +128,7 @@ class Generator(nn.Module):
                 condition = shared if self.shared_embedding else labels
             h = block(width, self.up, self.conv, self.bn, name=f"block{i}")(h, condition, train)
             if h.shape[1] in self.attention:
-                h = attention.Attention(self.conv, name=f"attention{h.shape[1]}")(h)
+                h = self.attend(name=f"attention{h.shape[1]}")(h)
         h = nn.relu(self.out_bn(name="out_bn")(h, None, train))
         h = self.conv(self.rgb_channels, keep=3, name="out_conv")(h)
         return jnp.tanh(h.astype(jnp.float32))
@@ -176,6 +178,7 @@ class Discriminator(nn.Module):
       same_width_shortcut: as in `DBlock`.
       unit_range: whether the network wants images in [0, 1].
       attention: sizes after whose block attention stands.
+      attend: makes an attention.
       conv: makes a spectrally normalised convolution.
       dense: makes a spectrally normalised dense layer.
       embed: makes a spectrally normalised class table.
@@ -189,6 +192,7 @@ class Discriminator(nn.Module):
     same_width_shortcut: bool
     unit_range: bool
     attention: tuple[int, ...]
+    attend: Callable[..., nn.Module]
     conv: Callable[..., nn.Module]
     dense: Callable[..., nn.Module]
     embed: Callable[..., nn.Module]
@@ -210,7 +214,7 @@ class Discriminator(nn.Module):
                 name=f"block{i}",
             )(h)
             if i < halvings and h.shape[1] in self.attention:
-                h = attention.Attention(self.conv, name=f"attention{h.shape[1]}")(h)
+                h = self.attend(name=f"attention{h.shape[1]}")(h)
         return judge(h, labels, self.num_classes, self.dense, self.embed)
 
 

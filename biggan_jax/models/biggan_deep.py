@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from biggan_jax.models import attention, biggan, conv, ops
+from biggan_jax.models import biggan, ops, resample
 
 # BigGAN's tables, with a stage of two blocks where BigGAN has a block: in G the channels before and
 # after each, in D those after the stem and after each, for BigGAN's first block is a stem here.
@@ -46,7 +46,7 @@ class GBlock(nn.Module):
         h = self.conv(self.features, size=1, name="conv4")(h)
         shortcut = x[..., : self.features]
         if self.up:
-            shortcut = {"up": conv.nearest_up2, "unpool": conv.unpool2}[self.up](shortcut)
+            shortcut = {"up": resample.nearest_up2, "unpool": resample.unpool2}[self.up](shortcut)
         return h + shortcut
 
 
@@ -63,6 +63,7 @@ class Generator(nn.Module):
       rgb_channels: of the last convolution; the first three are the image.
       up: how sizes are doubled, a `resample` of `SpectralConv`.
       attention: sizes after whose last block attention stands.
+      attend: makes an attention.
       conv: makes a spectrally normalised convolution.
       dense: makes a spectrally normalised dense layer.
       bn: makes a batch normalisation.
@@ -80,6 +81,7 @@ class Generator(nn.Module):
     rgb_channels: int
     up: str
     attention: tuple[int, ...]
+    attend: Callable[..., nn.Module]
     conv: Callable[..., nn.Module]
     dense: Callable[..., nn.Module]
     bn: Callable[..., nn.Module]
@@ -112,7 +114,7 @@ class Generator(nn.Module):
                 h, condition, train
             )
             if h.shape[1] in self.attention:
-                h = attention.Attention(self.conv, name=f"attention{h.shape[1]}")(h)
+                h = self.attend(name=f"attention{h.shape[1]}")(h)
         h = nn.relu(self.out_bn(name="out_bn")(h, None, train))
         h = self.conv(self.rgb_channels, keep=3, name="out_conv")(h)
         return jnp.tanh(h.astype(jnp.float32))
@@ -139,9 +141,9 @@ class DBlock(nn.Module):
         h = self.conv(middle, name="conv2")(nn.relu(h))
         h = self.conv(middle, name="conv3")(nn.relu(h))
         # The mean is taken before the last 1x1.
-        resample = "down" if self.down else None
-        h = self.conv(self.features, size=1, resample=resample, name="conv4")(nn.relu(h))
-        shortcut = conv.avg_pool2(x) if self.down else x
+        by = "down" if self.down else None
+        h = self.conv(self.features, size=1, resample=by, name="conv4")(nn.relu(h))
+        shortcut = resample.avg_pool2(x) if self.down else x
         if missing:
             new = self.conv(missing, size=1, name="conv_sc")(shortcut)
             shortcut = jnp.concatenate([shortcut, new], axis=-1)
@@ -158,6 +160,7 @@ class Discriminator(nn.Module):
       channels: `D_CHANNELS[resolution]` or another table's entry.
       unit_range: whether the network wants images in [0, 1].
       attention: sizes after whose second block attention stands.
+      attend: makes an attention.
       conv: makes a spectrally normalised convolution.
       dense: makes a spectrally normalised dense layer.
       embed: makes a spectrally normalised class table.
@@ -170,6 +173,7 @@ class Discriminator(nn.Module):
     channels: tuple[tuple[int, ...], int]
     unit_range: bool
     attention: tuple[int, ...]
+    attend: Callable[..., nn.Module]
     conv: Callable[..., nn.Module]
     dense: Callable[..., nn.Module]
     embed: Callable[..., nn.Module]
@@ -187,5 +191,5 @@ class Discriminator(nn.Module):
             h = block(width, i < halvings, self.conv, name=f"block{2 * i}")(h)
             h = block(width, False, self.conv, name=f"block{2 * i + 1}")(h)
             if i < halvings and h.shape[1] in self.attention:
-                h = attention.Attention(self.conv, name=f"attention{h.shape[1]}")(h)
+                h = self.attend(name=f"attention{h.shape[1]}")(h)
         return biggan.judge(h, labels, self.num_classes, self.dense, self.embed)

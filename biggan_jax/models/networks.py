@@ -7,25 +7,27 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from biggan_jax.models import biggan, biggan_deep, norm, ops
+from biggan_jax.models import attention, biggan, biggan_deep, norm, ops
 
 
-def build(config: Mapping[str, Any], platform: str | None = None) -> tuple[nn.Module, nn.Module]:
+def build(
+    config: Mapping[str, Any], platform: str | None = None, woven: int = 1
+) -> tuple[nn.Module, nn.Module]:
     """Makes the generator and the discriminator.
 
     Args:
       config: resolved; its `model` part is read.
       platform: of the devices that will run them ("cpu", "tpu", ...), where they may not be those
-        of JAX's default backend; convolution forms depend on it.
+        of JAX's default backend; the forms of operations depend on it (`models/forms.py`).
+      woven: how many batches G is given at once, see `norm.BatchNorm`.
 
     Returns:
       G, called as `(z, labels, train)`, and D, called as `(images, labels)`.
     """
     m = config["model"]
-    form = None if platform in (None, "cpu") else "plain"
     init, dtype = ops.INITS[m["init"]], jnp.dtype(m["dtype"])
     spectral = {"eps": m["sn_eps"], "rule": m["sigma_rule"], "kernel_init": init}
-    conv = partial(ops.SpectralConv, **spectral, dtype=dtype, form=form)
+    conv = partial(ops.SpectralConv, **spectral, dtype=dtype, backend=platform)
     dense = partial(ops.SpectralDense, **spectral)
     bn = partial(
         norm.BatchNorm,
@@ -37,6 +39,7 @@ def build(config: Mapping[str, Any], platform: str | None = None) -> tuple[nn.Mo
         group_size=m["bn_group_size"],
         kernel_init=init,
         num_classes=m["num_classes"],
+        woven=woven,
         dtype=dtype,
     )
     common = {
@@ -44,6 +47,7 @@ def build(config: Mapping[str, Any], platform: str | None = None) -> tuple[nn.Mo
         "num_classes": m["num_classes"],
         "conv": conv,
         "dense": dense,
+        "attend": partial(attention.Attention, conv, backend=platform),
         "remat": m["remat"],
     }
     g_parts = common | {

@@ -28,6 +28,9 @@ class BatchNorm(nn.Module):
       gain_offset: what is added to a conditional gain; 0 only for weights of compare_gan, which
         lacks the 1.
       group_size: images that share statistics, at most the batch; larger means the batch.
+      woven: how many batches the images are of, image i of batch i % woven. Each batch is
+        normalised by itself, and the running statistics move as if they came one by one. (One
+        batch after the other in one array would move images between devices.)
       kernel_init: initialiser of the projections.
       dtype: of the result.
     """
@@ -40,6 +43,7 @@ class BatchNorm(nn.Module):
     group_size: int = 1 << 30
     kernel_init: ops.Init = ops.INITS["orthogonal"]
     num_classes: int = 0
+    woven: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -61,11 +65,14 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
         x = x.astype(jnp.float32)
         if train:
-            mean, var = batch_moments(x, self.group_size)
+            batches = x.reshape(-1, self.woven, *x.shape[1:])
+            moments = [batch_moments(batches[:, i], self.group_size) for i in range(self.woven)]
             if self.is_mutable_collection("batch_stats") and not self.is_initializing():
                 keep = self.momentum
-                running_mean.value = keep * running_mean.value + (1 - keep) * mean.mean(0)
-                running_var.value = keep * running_var.value + (1 - keep) * var.mean(0)
+                for mean, var in moments:
+                    running_mean.value = keep * running_mean.value + (1 - keep) * mean.mean(0)
+                    running_var.value = keep * running_var.value + (1 - keep) * var.mean(0)
+            mean, var = (_weave(statistic, len(x)) for statistic in zip(*moments, strict=True))
         else:
             mean, var = running_mean.value[None], running_var.value[None]
         scale = _per_image(jax.lax.rsqrt(var + self.eps), len(x)) * gain
@@ -112,6 +119,15 @@ def batch_moments(x: jax.Array, group_size: int) -> tuple[jax.Array, jax.Array]:
     mean = grouped.mean((1, 2, 3))
     var = jnp.square(grouped - mean[:, None, None, None]).mean((1, 2, 3))
     return mean, var
+
+
+def _weave(statistics, images):
+    """Those of all batches for images that are woven: [groups, C] each to [images, C]."""
+    if len(statistics) == 1:
+        return statistics[0]
+    groups, each = len(statistics[0]), images // len(statistics)
+    by_image = jnp.repeat(jnp.stack(statistics, 1), each // groups, axis=0)
+    return by_image.reshape(images, -1)
 
 
 def _per_image(statistic, batch):

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from biggan_jax.models import conv
+from biggan_jax.models import conv, resample
 
 Init = Callable[..., jax.Array]
 
@@ -121,7 +121,8 @@ class SpectralConv(_Spectral):
         that of the whole kernel.
       kernel_init: kernel initialiser.
       dtype: of the convolution.
-      form: how it is computed, see `conv`; None picks by backend and shape.
+      backend: of the devices that will run it, which decides on its form (`models/forms.py`);
+        None for JAX's default one.
     """
 
     features: int
@@ -133,7 +134,7 @@ class SpectralConv(_Spectral):
     keep: int | None = None
     kernel_init: Init = INITS["orthogonal"]
     dtype: jnp.dtype = jnp.float32
-    form: str | None = None
+    backend: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -154,21 +155,21 @@ class SpectralConv(_Spectral):
             # A 1x1 convolution and its bias commute with nearest x2 and with the 2x2 mean: do
             # them where there are fewer pixels.
             if self.resample == "down":
-                x = conv.avg_pool2(x)
-            y = conv.conv1x1(x, w, form=self.form)
+                x = resample.avg_pool2(x)
+            y = conv.conv1x1(x, w, backend=self.backend)
             y = y if sigma is None else divided(y, sigma)
             if self.resample == "unpool":  # The bias reaches the zeros too.
-                y = conv.unpool2(y)
+                y = resample.unpool2(y)
             y = y if b is None else y + b
-            return conv.nearest_up2(y) if self.resample == "up" else y
-        x = conv.unpool2(x) if self.resample == "unpool" else x
+            return resample.nearest_up2(y) if self.resample == "up" else y
+        x = resample.unpool2(x) if self.resample == "unpool" else x
         convolve = {
             None: conv.conv3x3,
             "unpool": conv.conv3x3,
             "up": conv.up_conv3x3,
             "down": conv.conv3x3_down,
         }
-        y = convolve[self.resample](x, w, form=self.form)
+        y = convolve[self.resample](x, w, backend=self.backend)
         y = y if sigma is None else divided(y, sigma)
         return y if b is None else y + b
 

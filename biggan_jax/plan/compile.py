@@ -115,7 +115,7 @@ def _version(name):
 def _source_hash():
     """Hashes the files that a step, or what is said of it, is made of."""
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("models/*.json")]):
         if path.relative_to(PACKAGE).parts[0] in ("config.py", "gan", "models", "parallel", "plan"):
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from biggan_jax.config import ConfigError
-from biggan_jax.models import conv
+from biggan_jax.models import attend, conv, forms, resample
 
 # Each entry sums 9 * Cin (or B * H * W, for a kernel gradient) products; rounding errors of 6e-8
 # grow like the square root of the depth of the sum in blocks, to about 3e-7 relative to the norm of
@@ -31,6 +31,10 @@ CASES = [
     ("conv3x3_down", "fused", (4, 6, 10, 16), 12, EXACT),
     ("conv3x3_down", "fused", (4, 2, 2, 16), 12, EXACT),
     ("conv3x3_down", "fused", (2, 8, 8, 3), 8, EXACT),
+    ("up_conv3x3", "phases", (4, 5, 7, 15), 13, EXACT),
+    ("up_conv3x3", "phases", (4, 1, 1, 16), 12, EXACT),
+    ("conv3x3_down", "phases", (4, 6, 10, 15), 13, EXACT),
+    ("conv3x3_down", "phases", (4, 2, 2, 16), 12, EXACT),
     ("conv1x1", "matmul", (4, 5, 6, 16), 12, EXACT),
     ("conv1x1", "matmul", (4, 5, 6, 3), 12, EXACT),
 ]
@@ -68,6 +72,19 @@ def test_forms_agree_with_plain(name, form, shape, cout, tolerance):
     _close(jax.jit(_value_and_gradients(name, form))(*args), want, tolerance)
 
 
+@pytest.mark.parametrize("side", [4, 8, 16, 32, 64])
+@pytest.mark.parametrize("name", list(conv.FORMS))
+def test_all_sizes_with_odd_channels(name, side):
+    """Every form of an operation in one program: 5 to 7 channels, which no tile divides."""
+    args = _draw(name, (2, side, side, 5), 7)
+    want, *others = jax.jit(
+        lambda *a: [_value_and_gradients(name, form)(*a) for form in conv.FORMS[name]]
+    )(*args)
+    assert len(others) == len(conv.FORMS[name]) - 1
+    for got in others:
+        _close(got, want, WINOGRAD)
+
+
 def test_plain_is_the_definition():
     x, w, _ = _draw("conv3x3", (2, 4, 6, 3), 5)
     padded = np.pad(np.asarray(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -75,9 +92,9 @@ def test_plain_is_the_definition():
         padded[:, p : p + 4, q : q + 6] @ np.asarray(w)[p, q] for p in range(3) for q in range(3)
     )
     np.testing.assert_allclose(conv.conv3x3(x, w, form="plain"), want, rtol=1e-5, atol=1e-5)
-    up = conv.nearest_up2(x)
+    up = resample.nearest_up2(x)
     np.testing.assert_array_equal(up, np.repeat(np.repeat(np.asarray(x), 2, 1), 2, 2))
-    np.testing.assert_allclose(conv.avg_pool2(up), x, rtol=1e-6)
+    np.testing.assert_allclose(resample.avg_pool2(up), x, rtol=1e-6)
     np.testing.assert_allclose(
         conv.up_conv3x3(x, w, form="plain"), conv.conv3x3(up, w, form="plain"), rtol=1e-6
     )
@@ -108,7 +125,7 @@ def test_bfloat16_keeps_its_dtype(name):
     _close([a.astype(jnp.float32) for a in got], want, 0.01)
 
 
-@pytest.mark.parametrize(("name", "form", "shape", "cout", "tolerance"), CASES[0:1] + CASES[3:15:2])
+@pytest.mark.parametrize(("name", "form", "shape", "cout", "tolerance"), CASES[0:1] + CASES[3:])
 def test_batch_sharded_over_eight_devices(name, form, shape, cout, tolerance):
     assert jax.device_count() >= 8, "the tests run on 8 simulated devices"
     mesh = jax.make_mesh(
@@ -135,6 +152,37 @@ def test_batch_sharded_over_eight_devices(name, form, shape, cout, tolerance):
     text = compiled.as_text()
     assert not re.findall(r"all-gather|all-to-all|collective-permute", text)
     assert "all-reduce" in text  # Of the kernel gradient.
+
+
+def test_the_table_decides(monkeypatch):
+    table = {"cpu": {"float32": {"conv3x3": {"1": {"1": "winograd", "16": "plain"}}}}}
+    monkeypatch.setattr(forms, "table", lambda: table)
+    calls = []
+    spy = lambda form: lambda x, w: calls.append(form) or x  # noqa: E731
+    known = {form: spy(form) for form in conv.FORMS["conv3x3"]}
+    monkeypatch.setitem(conv.FORMS, "conv3x3", known)
+    w = jnp.zeros((3, 3, 4, 4))
+    image = lambda side, dtype=jnp.float32: jnp.zeros((1, side, side, 4), dtype)  # noqa: E731
+    conv.conv3x3(image(8), w)
+    conv.conv3x3(image(16), w)
+    conv.conv3x3(image(6), w)  # Winograd cannot.
+    conv.conv3x3(image(8, jnp.bfloat16), w)  # Nor is that dtype in the table.
+    conv.conv3x3(image(8), w, backend="tpu")
+    assert calls == ["winograd", "plain", "plain", "plain", "plain"]
+
+
+def test_the_table_that_ships_names_forms_that_exist():
+    known = conv.FORMS | {"attention": attend.FORMS}
+    entries = [
+        (operation, form)
+        for backend in forms.table().values()
+        for dtype in ("float32", "bfloat16")
+        for operation, by_channels in backend.get(dtype, {}).items()
+        for by_side in by_channels.values()
+        for form in by_side.values()
+    ]
+    assert len(entries) > 5
+    assert all(form in known[operation] for operation, form in entries)
 
 
 def test_second_derivative_is_right():
@@ -164,4 +212,4 @@ def test_bad_input_is_named():
     with pytest.raises(ConfigError, match="must be even, got 5x6"):
         conv.conv3x3_down(x[:, :5], w)
     with pytest.raises(ConfigError, match="must be even, got 6x5"):
-        conv.avg_pool2(x[:, :, :5])
+        resample.avg_pool2(x[:, :, :5])
