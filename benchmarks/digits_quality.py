@@ -26,6 +26,8 @@ import ml_collections
 import numpy as np
 
 from biggan_jax.config import ConfigError
+from biggan_jax.evaluate import classifier
+from biggan_jax.evaluate.classifier import grey
 
 NEIGHBOURS = 5
 PCA_VARIANCE = 0.95
@@ -51,14 +53,13 @@ def quality(
       fake_y: int `[K]`, the classes asked for.
     """
     from sklearn.decomposition import PCA
-    from sklearn.svm import SVC
 
-    classifier = SVC(C=10).fit(train_x, train_y)
+    seen = classifier.fit(train_x, train_y)
     pca = PCA(PCA_VARIANCE, svd_solver="full").fit(train_x)
     train_z, test_z, fake_z = (pca.transform(x) for x in (train_x, test_x, fake_x))
     return {
-        "label_accuracy": float(np.mean(classifier.predict(fake_x) == fake_y)),
-        "label_accuracy_real": float(np.mean(classifier.predict(test_x) == test_y)),
+        "label_accuracy": float(np.mean(seen.predict(fake_x) == fake_y)),
+        "label_accuracy_real": float(np.mean(seen.predict(test_x) == test_y)),
         "coverage": coverage(test_z, fake_z),
         "copies": copies(train_z, test_z, fake_z),
     }
@@ -75,11 +76,6 @@ def copies(train: np.ndarray, test: np.ndarray, fake: np.ndarray) -> float:
     """Returns the share of fakes `[M, D]` nearer to a train image than nearly all test images."""
     usual = np.percentile(_distances(test, train, 1), COPY_PERCENTILE)
     return float(np.mean(_distances(fake, train, 1) < usual))
-
-
-def grey(images: np.ndarray) -> np.ndarray:
-    """Returns uint8 `[N, R, R, 3]` as float `[N, R * R]` in 0..1, the mean of the channels."""
-    return images.astype(np.float64).mean(axis=-1).reshape(len(images), -1) / 255
 
 
 def measure(config, model, num: int, seed: int, truncation: float | None) -> dict[str, float]:

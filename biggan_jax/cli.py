@@ -133,8 +133,8 @@ def _parser():
     )
     sub.add_argument(
         "--metrics",
-        help="with commas: fid, sfid, is, kid, prdc; of other networks than FID's fd, sfd, is, kd,"
-        " prdc; fid50k says 50,000 images",
+        help="with commas: fid, sfid, ifid, is, kid, mind, prdc, copies, label_accuracy; of other"
+        " networks than FID's fd, sfd, ifd and kd; fid50k says 50,000 images",
     )
     sub.add_argument("--num", type=int, help="images; default: 50000 of a model, else all")
     sub.add_argument(
@@ -151,7 +151,7 @@ def _parser():
     sub.add_argument("--devices", type=int, help="how many; default: all; on CPUs simulated")
     sub.add_argument("--make-reference", metavar="OUT", help="only write the reference, a .npz")
     sub.add_argument("--resolution", type=int, help="of a data set for --make-reference")
-    sub.add_argument("--out", help="the folder for a sweep's table and curve; default: the run's")
+    sub.add_argument("--out", help="the folder for pictures and tables; default: the run's")
     sub.add_argument("--json", action="store_true", help="for programs")
 
     sub = verb("prepare", _prepare, "Write a data set cropped and resized once, for TFDS.")
@@ -393,6 +393,9 @@ def _evaluate(args):
         raise ConfigError("PATH: say what is to be scored.")
     truncations = sweep.parse(args.truncation)
     folder = sweep.folder(args.path, args.out) if len(truncations) > 1 else None
+    sheets = folder
+    if sheets is None and "copies" in (args.metrics or ""):
+        sheets = sweep.folder(args.path, args.out, "sheet of nearest neighbours")
     results = evaluator.evaluate(
         evaluator.Request(
             path=args.path,
@@ -407,6 +410,7 @@ def _evaluate(args):
             step=args.step,
             data_dir=args.data_dir,
             devices=args.devices,
+            out=sheets,
         )
     )
     if folder is not None:

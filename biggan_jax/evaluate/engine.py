@@ -1,6 +1,7 @@
 """Features of many images, on the mesh, and what is kept of them."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,12 +26,14 @@ class Kept:
     spatial: moments of the spatial features, or None.
     features: [N, D] float32, or None.
     logits: [N, K] float32, or None.
+    classes: [N] int, what `classify` said, or None.
     """
 
     moments: frechet.Gaussian
     spatial: Any
     features: Any
     logits: Any
+    classes: Any
 
 
 class Engine:
@@ -53,6 +56,8 @@ class Engine:
         spatial: bool = False,
         logits: bool = False,
         features: int = 0,
+        classify: Callable[[np.ndarray], np.ndarray] | None = None,
+        classifier: Any = None,
     ) -> Kept:
         """Extracts features of all images, with a bar that shows the rate and the time left.
 
@@ -63,7 +68,10 @@ class Engine:
           what: for the bar.
           spatial: whether moments of spatial features are wanted.
           logits: whether logits are kept.
-          features: of how many images, evenly spaced, features are kept.
+          features: of how many images, evenly spaced, features are kept: of n among N images those
+            at i * N // n.
+          classify: called on images [N, H, W, 3] uint8, on the host; gives a class for each.
+          classifier: what names it, for JSON.
 
         Raises:
           ConfigError: if there are fewer than two images or they cannot be made or read.
@@ -79,6 +87,7 @@ class Engine:
                 "images": images.about(),
                 "extractor": self.extractor.about(),
                 "kept": [spatial, logits, features],
+                "classifier": classifier,
             }
         )
         if (saved := done.load()) is not None:
@@ -93,13 +102,14 @@ class Engine:
                 if start < count:
                     index = np.arange(start, min(start + self.batch, count))
                     x = images.read(index)
+                    seen = None if classify is None else classify(x)
                     # The last batch is filled up: every batch has one size and compiles once.
                     x = jax.device_put(np.resize(x, (self.batch, *x.shape[1:])), self._cut)
-                    waiting = index, self._call(self._params, x)
+                    waiting = index, seen, self._call(self._params, x)
                 # The host works on a batch while the devices work on the next.
                 if before is not None:
-                    place, found = before
-                    so_far.add(found, chosen[place])
+                    place, classes, found = before
+                    so_far.add(found, chosen[place], classes)
                     bar.update(len(place))
                     done.offer(so_far.state)
         done.done()
@@ -108,6 +118,7 @@ class Engine:
             so_far.moments["spatial"].gaussian() if spatial else None,
             so_far.kept("features") if features else None,
             so_far.kept("logits") if logits else None,
+            so_far.kept("classes") if classify else None,
         )
 
 
@@ -118,9 +129,13 @@ class _SoFar:
         self.count = 0
         self.moments: dict[str, frechet.Moments] = {}
         self._kinds, self._logits = kinds, logits
-        self._kept: dict[str, list[np.ndarray]] = {"features": [], "logits": []}
+        self._kept: dict[str, list[np.ndarray]] = {
+            "features": [],
+            "logits": [],
+            "classes": [],
+        }
 
-    def add(self, found, chosen):
+    def add(self, found, chosen, classes=None):
         """Adds the first of a batch's images; features of those `chosen` [N] are kept."""
         found = {kind: np.asarray(array)[: len(chosen)] for kind, array in found.items()}
         for kind in self._kinds:
@@ -130,6 +145,8 @@ class _SoFar:
         self._kept["features"].append(found["features"][chosen])
         if self._logits:
             self._kept["logits"].append(found["logits"])
+        if classes is not None:
+            self._kept["classes"].append(np.asarray(classes))
         self.count += len(chosen)
 
     def kept(self, name):

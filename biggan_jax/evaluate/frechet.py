@@ -148,6 +148,39 @@ def distance(a: Gaussian, b: Gaussian) -> float:
     return float(apart @ apart + traces - 2 * cross)
 
 
+def intra_class(
+    fake: tuple[np.ndarray, np.ndarray], real: tuple[np.ndarray, np.ndarray]
+) -> tuple[float, int]:
+    """Returns the mean of the Fréchet distances of each class, and of how many classes it is.
+
+    As in projection discriminators' evaluation (Miyato and Koyama 2018). Classes of which one set
+    has fewer than two images are left out.
+
+    Args:
+      fake: features [N, D] and the classes [N] that were asked for.
+      real: features [M, D] and their classes [M].
+
+    Raises:
+      ConfigError: if no class is left.
+    """
+    found = []
+    for label in np.unique(real[1]):
+        pair = [_gaussian(x[np.asarray(y) == label]) for x, y in (fake, real)]
+        if None not in pair:
+            found.append(distance(*pair))
+    if not found:
+        raise ConfigError("no class has two images in both sets, so none has a distance.")
+    return float(np.mean(found)), len(found)
+
+
+def _gaussian(features):
+    if len(features) < 2:
+        return None
+    moments = Moments(features.shape[1])
+    moments.add(features)
+    return moments.gaussian()
+
+
 def _root(covariance):
     """Returns A [rank, D] with A^T A = covariance; directions below rounding are left out."""
     values, vectors = np.linalg.eigh(covariance)

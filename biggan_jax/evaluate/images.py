@@ -24,6 +24,10 @@ _LABELS = 0x1ABE15  # Beside the seed, so that labels and latents have nothing i
 class Images(Protocol):
     """Numbered images of one size."""
 
+    @property
+    def labels(self) -> Any:
+        """The class of each image, [N], or None where nothing says."""
+
     def __len__(self) -> int: ...
 
     def read(self, index: np.ndarray) -> Any:
@@ -37,8 +41,10 @@ class Generated:
     """Images of a model, each a function of (seed, place).
 
     Attributes:
-      labels: [num], drawn uniformly from all classes.
+      labels: [num], drawn uniformly from all classes: what was asked of the model.
     """
+
+    labels: Any
 
     def __init__(
         self,
@@ -97,6 +103,11 @@ class FromSource:
     def __len__(self) -> int:
         return len(self._source)
 
+    @property
+    def labels(self) -> Any:
+        """See `Images`."""
+        return self._source.labels()
+
     def read(self, index: np.ndarray) -> np.ndarray:
         """See `Images`."""
         return source_lib.read(self._source, index)[0]
@@ -114,7 +125,13 @@ class FromSource:
 
 
 class FromArray:
-    """Images of a `.npz`, as the ADM sampling scripts write them: `arr_0` uint8 [N, H, W, 3]."""
+    """Images of a `.npz`, as the ADM sampling scripts write them: `arr_0` uint8 [N, H, W, 3].
+
+    Attributes:
+      labels: `arr_1` where there are as many as images, or None.
+    """
+
+    labels: Any
 
     def __init__(self, path: str):
         """Reads the file.
@@ -127,6 +144,9 @@ class FromArray:
         if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise ConfigError(f"{path!r} holds no images: arr_0 must be uint8 [N, H, W, 3].")
         self._images, self._path = images, path
+        labels = arrays.get("arr_1")
+        fits = labels is not None and labels.dtype.kind in "iu" and labels.shape == images.shape[:1]
+        self.labels = labels if fits else None
 
     def __len__(self) -> int:
         return len(self._images)
@@ -147,6 +167,8 @@ class FromArray:
 
 class FromFolder:
     """Pictures of a folder and its sub-folders, sorted by path; all of one size."""
+
+    labels: Any = None
 
     def __init__(self, folder: str):
         """Lists the pictures.
@@ -205,6 +227,31 @@ class FromFolder:
                 " prepare makes them so."
             )
         return image
+
+
+class First:
+    """The first images of a set."""
+
+    def __init__(self, whole: Images, num: int):
+        """Takes the set."""
+        self._whole, self._num = whole, num
+
+    def __len__(self) -> int:
+        return self._num
+
+    @property
+    def labels(self) -> Any:
+        """See `Images`."""
+        labels = self._whole.labels
+        return None if labels is None else labels[: self._num]
+
+    def read(self, index: np.ndarray) -> Any:
+        """See `Images`."""
+        return self._whole.read(index)
+
+    def about(self) -> dict[str, Any]:
+        """See `Images`."""
+        return {**self._whole.about(), "num": self._num}
 
 
 def data_set(name: str, directory: str | None, resolution: int, like: Any = None) -> FromSource:

@@ -20,6 +20,7 @@ from biggan_jax.evaluate.extractors import Extractor
 from biggan_jax.interop import bundle
 
 FEATURES = 10_000  # As many images as ADM's files hold for precision and recall.
+MOST_FEATURES = 100_000  # Where those of all images are wanted: 800 MB.
 
 
 @dataclasses.dataclass
@@ -30,24 +31,40 @@ class Reference:
     spatial: of their spatial features, or None.
     features: [N, D] of some of them, or None.
     about: what they are, for JSON.
+    source: the images themselves, or None where a file holds statistics alone.
+    all_features: [N, D] of all of them, where they were asked for and are not too many.
     """
 
     moments: frechet.Gaussian
     spatial: Any
     features: Any
     about: dict[str, Any]
+    source: Any = None
+    all_features: Any = None
 
 
-def make(source: images.Images, engine: Engine) -> Reference:
+def make(source: images.Images, engine: Engine, whole: bool = False) -> Reference:
     """Measures images, all of them.
+
+    Args:
+      source: the images.
+      engine: that measures.
+      whole: whether features of all of them are kept, if they are not more than `MOST_FEATURES`.
 
     Raises:
       ConfigError: if they cannot be read.
     """
     spatial = engine.extractor.has_spatial
-    kept = engine.run(source, "reference", spatial=spatial, features=FEATURES)
+    count = len(source)
+    whole = whole and count <= MOST_FEATURES
+    features = count if whole else FEATURES
+    kept = engine.run(source, "reference", spatial=spatial, features=features)
+    some = kept.features
+    if whole and count > FEATURES:  # The same ones as if only these had been kept.
+        some = some[np.arange(FEATURES) * count // FEATURES]
     about = {**source.about(), "extractor": engine.extractor.about()}
-    return Reference(kept.moments, kept.spatial, kept.features, about)
+    every = kept.features if whole else None
+    return Reference(kept.moments, kept.spatial, some, about, source, every)
 
 
 def save(reference: Reference, path: str) -> None:
@@ -64,20 +81,20 @@ def save(reference: Reference, path: str) -> None:
     files.write_whole(path, data.getvalue())
 
 
-def load(path: str, engine: Engine) -> Reference:
+def load(path: str, engine: Engine, whole: bool = False) -> Reference:
     """Reads statistics, or images to measure, from a `.npz`.
 
     Args:
       path: a file of `save`, of the ADM evaluator, pytorch-fid or clean-fid, or one of images.
       engine: of the features to be compared with; it measures images of files that hold some.
+      whole: see `make`.
 
     Raises:
       ConfigError: if the file cannot be read, or its features come from another network or resize.
     """
     arrays = images.read_npz(path)
     if "mu" not in arrays:
-        made = make(images.FromArray(path), engine)
-        return made
+        return make(images.FromArray(path), engine, whole)
     moments = _gaussian(path, arrays, "mu", "sigma")
     spatial = _gaussian(path, arrays, "mu_s", "sigma_s") if "mu_s" in arrays else None
     about: dict[str, Any] = {"file_sha256": bundle.sha256(path)}
@@ -92,11 +109,11 @@ def load(path: str, engine: Engine) -> Reference:
             f" Inception, not of {engine.extractor.name}."
         )
     about["extractor"] = "not stated by the file"
-    features = None
-    if "arr_0" in arrays:
-        kept = engine.run(images.FromArray(path), "reference", features=FEATURES)
-        features = kept.features
-    return Reference(moments, spatial, features, about)
+    if "arr_0" not in arrays:
+        return Reference(moments, spatial, None, about)
+    source = images.FromArray(path)
+    kept = engine.run(source, "reference", features=FEATURES)
+    return Reference(moments, spatial, kept.features, about, source)
 
 
 def _gaussian(path, arrays, mean, covariance):

@@ -11,6 +11,7 @@ from biggan_jax.config import ConfigError
 from biggan_jax.evaluate import images
 
 _NAME = "truncation_sweep"
+_SHARES = ("label_accuracy", "copies")
 
 
 def parse(text: str | None) -> tuple[float | None, ...]:
@@ -37,8 +38,8 @@ def parse(text: str | None) -> tuple[float | None, ...]:
     )
 
 
-def folder(path: str, out: str | None) -> str:
-    """Returns where a sweep is written.
+def folder(path: str, out: str | None, what: str = "sweep") -> str:
+    """Returns where a sweep, or what else it is, is written.
 
     Raises:
       ConfigError: if there is no such place.
@@ -46,7 +47,7 @@ def folder(path: str, out: str | None) -> str:
     if out is None:
         if not images.is_run(path):
             raise ConfigError(
-                f"--out: {path!r} is no run folder, so say where the sweep is to be written."
+                f"--out: {path!r} is no run folder, so say where the {what} is to be written."
             )
         out = path
     files.check_folder(out, "--out")
@@ -77,10 +78,11 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(results: Sequence[dict[str, Any]]) -> bytes:
-    """Returns a PNG: left each distance over truncation, right variety against quality.
+    """Returns a PNG: the distance over truncation, variety against quality, and shares.
 
     Quality and variety are Inception Score and Fréchet distance where both were measured, as in
-    the paper's figure, else precision and recall; without either the right half stays away.
+    the paper's figure, else precision and recall. The shares are label accuracy and copies. What
+    was not measured stays away.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -91,27 +93,34 @@ def draw(results: Sequence[dict[str, Any]]) -> bytes:
     first = lambda *starts: next((n for n in names if n.startswith(starts)), None)  # noqa: E731
     distance, score = first("fid", "fd"), first("is")
     precision, recall = first("precision"), first("recall")
-    pair = (distance, score) if distance and score else (recall, precision)
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    x, y = (distance, score) if distance and score else (recall, precision)
+    shares = [name for name in names if name.startswith(_SHARES)]
+    count = 1 + (x is not None) + bool(shares)
+    figure = Figure(figsize=(max(11, 5 * count), 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    count = 1 + (pair[0] is not None)
-    left, *right = figure.subplots(1, count, squeeze=False)[0]
-    shown = distance or names[0]
-    left.plot(at, values[shown], "o-", label=shown)
-    left.set(xlabel="truncation", ylabel=shown)
-    left.grid(alpha=0.3)
-    if right:
-        x, y = pair
-        right[0].plot(values[x], values[y], "o-")
+    axes = iter(figure.subplots(1, count, squeeze=False)[0])
+    axis, shown = next(axes), distance or names[0]
+    axis.plot(at, values[shown], "o-")
+    axis.set(xlabel="truncation", ylabel=shown)
+    if x is not None:
+        axis = next(axes)
+        axis.plot(values[x], values[y], "o-")
         for t, a, b in zip(at, values[x], values[y], strict=True):
-            right[0].annotate(f"{t:g}", (a, b), textcoords="offset points", xytext=(4, 4))
-        right[0].set(xlabel=x, ylabel=y)
-        right[0].grid(alpha=0.3)
+            axis.annotate(f"{t:g}", (a, b), textcoords="offset points", xytext=(4, 4))
+        axis.set(xlabel=x, ylabel=y)
+    if shares:
+        axis = next(axes)
+        for name in shares:
+            axis.plot(at, values[name], "o-", label=name)
+        axis.set(xlabel="truncation", ylabel="share of the images", ylim=(-0.02, 1.02))
+        axis.legend()
+    for axis in figure.axes:
+        axis.grid(alpha=0.3)
     protocol = results[0]["protocol"]
-    shown_images = protocol["images"]
+    about = protocol["images"]
     figure.suptitle(
-        f"{shown_images['model']}, {shown_images['num']:,} images a point,"
-        f" mode {shown_images['mode']}, features {protocol['extractor']['name']}"
+        f"{about['model']}, {about['num']:,} images a point,"
+        f" mode {about['mode']}, features {protocol['extractor']['name']}"
     )
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=110)

@@ -20,6 +20,7 @@ from biggan_jax.evaluate import (
     extractors,
     frechet,
     images,
+    metrics,
     neighbours,
     progress,
     sweep,
@@ -293,21 +294,25 @@ def test_bad_truncations_are_refused(text):
 
 def test_metrics_are_parsed():
     fid, other = extractor("inception"), extractor("effnetlite0")
-    parse = evaluator.parse_metrics
+    parse = metrics.parse
     assert parse("kid,fid", fid) == (("fd", "kd"), None)
     assert parse("fid50k,is", fid) == (("fd", "is"), 50_000)
     assert parse("fd_effnetlite0, prdc", other) == (("fd", "prdc"), None)
     assert parse("fd10k_effnetlite0", other) == (("fd",), 10_000)
     clean = extractor("inception_clean")
-    assert evaluator.name_of("fd", fid) == "fid"
-    assert evaluator.name_of("fd", clean) == "fid_clean"
-    assert evaluator.name_of("kd_std", clean) == "kid_std_clean"
-    assert evaluator.name_of("fd", extractor("inception_0a1b2c3d")) == "fd_inception_0a1b2c3d"
+    assert metrics.name_of("fd", fid) == "fid"
+    assert metrics.name_of("fd", clean) == "fid_clean"
+    assert metrics.name_of("kd_std", clean) == "kid_std_clean"
+    assert metrics.name_of("fd", extractor("inception_0a1b2c3d")) == "fd_inception_0a1b2c3d"
     for text, one, message in (
         ("fid", other, "of effnetlite0 ask for fd"),
         ("kid", extractor("inception_0a1b2c3d"), "weights of 2015-12-05"),
         ("sfd", other, "no spatial features"),
-        ("fiid", fid, "must be some of fid, sfid, kid, fd, sfd, is, kd, prdc"),
+        (
+            "fiid",
+            fid,
+            "must be some of fid, sfid, ifid, kid, fd, .* prdc, copies, label_accuracy",
+        ),
         ("fid50k,is10k", fid, "more than one number"),
         ("", fid, "must be some of"),
     ):
