@@ -79,7 +79,5 @@ async def answer(send: Any, status: int, sentence: str) -> None:
     """Sends an error as `{"error": sentence}`."""
     body = json.dumps({"error": sentence}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send(
-        {"type": "http.response.start", "status": status, "headers": [*headers, *_HEADERS]}
-    )
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, *_HEADERS]})
     await send({"type": "http.response.body", "body": body})

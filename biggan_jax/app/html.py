@@ -8,15 +8,16 @@ from biggan_jax.app.studio import Shown, Studio
 
 CSS = """
 .shots { display: grid; gap: 6px; margin: 0;
-  grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(52px, 1fr)); }
 @media (min-width: 900px) {
   .shots { grid-template-columns: repeat(var(--columns), minmax(0, var(--widest))); }
 }
 .shots figure { margin: 0; min-width: 0; }
 .shots img, .film { width: 100%; display: block; border-radius: 3px; }
 .pixels img, .pixels .film { image-rendering: pixelated; }
-.shots figcaption { font-size: 12px; text-align: center; white-space: nowrap; overflow: hidden;
-  text-overflow: ellipsis; color: var(--body-text-color); }
+.shots img { margin: 0 !important; }
+.shots figcaption { font-size: 12px; line-height: 1.4; margin: 0 !important; text-align: center;
+  white-space: nowrap; overflow: hidden; text-overflow: ellipsis; color: var(--body-text-color); }
 .film { max-width: 512px; background: #808080; }
 .wide { max-width: 100%; height: auto; display: block; background: white; }
 .downloads { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 10px 0 0; padding: 0;
@@ -31,6 +32,7 @@ CSS = """
 .pair h3, .head h1 { margin: 0 0 6px; }
 .pair .shots { grid-template-columns: repeat(auto-fill, minmax(56px, 1fr)); }
 .words pre { overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
+button[role="tab"].selected { color: var(--body-text-color) !important; }
 a:focus-visible, video:focus-visible { outline: 3px solid #2563eb; outline-offset: 2px; }
 """
 
@@ -68,7 +70,8 @@ def grid(studio: Studio, recipe: recipes.Images, shown: Shown) -> str:
         )
     widest = max(96, studio.model.config.model.resolution)
     style = f"--columns: {shown.columns}; --widest: {widest}px"
-    return f'<div class="{_look(studio)}"><div class="shots" style="{style}">{"".join(cells)}</div></div>'
+    shots = f'<div class="shots" style="{style}">{"".join(cells)}</div>'
+    return f'<div class="{_look(studio)}">{shots}</div>'
 
 
 def facts(studio: Studio, recipe: recipes.Images, shown: Shown) -> str:
@@ -108,8 +111,9 @@ def walked(studio: Studio, recipe: recipes.Walk, frames: int) -> str:
 def compared(studio: Studio, pairs: list[tuple[recipes.Images, Shown]]) -> str:
     """Returns the same images of several models beside each other."""
     parts = [
-        f"<div><h3>{_text(str(studio.facts(recipe)['model']))}</h3>{grid(studio, recipe, shown)}</div>"
+        f"<div><h3>{_text(name)}</h3>{grid(studio, recipe, shown)}</div>"
         for recipe, shown in pairs
+        for name in [studio.facts(recipe)["model"]]
     ]
     return f'<div class="pair">{"".join(parts)}</div>'
 

@@ -31,7 +31,9 @@ class AskImages(recipes.Images):
     """Images and the form they are wanted in."""
 
     format: Literal["sheet", "image", "zip", "npz", "json"] = "sheet"
-    number: int = pydantic.Field(0, ge=0, lt=recipes.MAX_IMAGES, description="which, of an image")
+    number: int = pydantic.Field(
+        default=0, ge=0, lt=recipes.MAX_IMAGES, description="which, of an image"
+    )
 
 
 class AskWalk(recipes.Walk):
@@ -44,16 +46,16 @@ class AskTimelapse(pydantic.BaseModel):
     """The film of a training, or one sheet of it."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
-    step: int | None = pydantic.Field(None, ge=0, description="one sheet, as a PNG")
+    step: int | None = pydantic.Field(default=None, ge=0, description="one sheet, as a PNG")
     format: Literal["mp4", "gif"] = "mp4"
-    fps: int = pydantic.Field(4, ge=1, le=50)
+    fps: int = pydantic.Field(default=4, ge=1, le=50)
 
 
 class AskScores(pydantic.BaseModel):
     """The scores at a mode, and where to put the mark."""
 
     model_config = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
-    truncation: float | None = pydantic.Field(None, ge=0.01, le=10)
+    truncation: float | None = pydantic.Field(default=None, ge=0.01, le=10)
     mode: Literal["threshold", "hub", "std", "clamp"] | None = None
     format: Literal["json", "png"] = "json"
 

@@ -29,6 +29,7 @@ _CONTROLS = (
 
 def first(studio: Studio) -> None:
     """Makes the first picture, so that nobody waits for a compiler."""
+    studio.images(recipes.Images(seed=1, num=1))  # Its time has the compiler's in it.
     studio.images(recipes.Page().images())
 
 
@@ -38,7 +39,7 @@ def mount(app: fastapi.FastAPI, studio: Studio) -> None:
         app,
         build(studio),
         path="/",
-        theme=gr.themes.Default(font=_FONT, font_mono=["ui-monospace", "monospace"]),
+        theme=_theme(),
         css=html.CSS,
         footer_links=[],
         ssr_mode=False,
@@ -47,6 +48,23 @@ def mount(app: fastapi.FastAPI, studio: Studio) -> None:
         enable_monitoring=False,
         pwa=False,
         show_error=False,
+    )
+
+
+def _theme():
+    """Gradio's own with fonts that are there, and colours that can be told apart."""
+    theme = gr.themes.Default(primary_hue="blue", font=_FONT, font_mono=["monospace"])
+    return theme.set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_title_text_color="*neutral_700",
     )
 
 
@@ -256,7 +274,9 @@ def _image_controls(studio, values):
     )
     random = gr.Button("Random", variant="primary")
     with gr.Row():
-        shown["seed"] = gr.Number(values["seed"], label="Seed", precision=0, minimum=0, min_width=90)
+        shown["seed"] = gr.Number(
+            values["seed"], label="Seed", precision=0, minimum=0, min_width=90
+        )
         shown["keep_z"] = gr.Checkbox(values["keep_z"], label="Lock z", min_width=90)
         shown["keep_class"] = gr.Checkbox(values["keep_class"], label="Lock class", min_width=90)
     top = 1.0 if hub else 2.0
@@ -294,7 +314,9 @@ def _walk_controls(values):
     found: dict[str, Any] = {}
     with gr.Row():
         found["frames"] = gr.Slider(1, 60, values["frames"], step=1, label="Frames a leg")
-        found["points"] = gr.Slider(0, 16, values["points"], step=1, label="Points (0: a class each)")
+        found["points"] = gr.Slider(
+            0, 16, values["points"], step=1, label="Points (0: a class each)"
+        )
     with gr.Row():
         found["how"] = gr.Radio(["spherical", "linear"], value=values["how"], label="Way")
         found["loop"] = gr.Checkbox(values["loop"], label="Loop")
@@ -369,7 +391,16 @@ def _restored(studio, request):
     weights = [float(w) for w in (state.weights or "").split(",") if w]
     bars = _bars(studio, values["classes"], values["mix"], weights)
     shown = [values[name] for name in _CONTROLS]
-    return [*shown, *bars, state.tab, gr.update(selected=state.tab), walked, problem, picture, *beside]
+    return [
+        *shown,
+        *bars,
+        state.tab,
+        gr.update(selected=state.tab),
+        walked,
+        problem,
+        picture,
+        *beside,
+    ]
 
 
 def _bars(studio, picked: Sequence[int], mixing: bool, weights: Sequence[float] = ()):
@@ -393,7 +424,9 @@ def _random_classes(studio, picked):
 
 def _checkpoint_names(studio):
     own = studio.model.bundle.source.get("itr")
-    return [(n if n == "other" else f"step {int(n):,}", n) for n in studio.checkpoints if n != str(own)]
+    return [
+        (n if n == "other" else f"step {int(n):,}", n) for n in studio.checkpoints if n != str(own)
+    ]
 
 
 def _numbers(text, slots):

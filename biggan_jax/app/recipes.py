@@ -26,25 +26,25 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     classes: str | None = Field(
-        None,
+        default=None,
         max_length=MAX_TEXT,
         description="names or numbers, with commas between, or all; by default the first ten",
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="of the latents")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="of the latents")
     truncation: float | None = Field(
-        None, ge=0.01, le=10, description="t; by default none, the plain normal"
+        default=None, ge=0.01, le=10, description="t; by default none, the plain normal"
     )
     mode: Literal["threshold", "hub", "std", "clamp"] | None = Field(
-        None, description="what truncation means; by default the model's convention"
+        default=None, description="what truncation means; by default the model's convention"
     )
     chunks: str | None = Field(
-        None,
+        default=None,
         max_length=200,
         description="of a split z: the numbers of the chunks that vary, with commas between; the"
         " others stay as in image 0; by default all vary",
     )
     checkpoint: str | None = Field(
-        None, max_length=100, description="one of /api/model's; by default the model's own"
+        default=None, max_length=100, description="one of /api/model's; by default the model's own"
     )
 
 
@@ -52,41 +52,50 @@ class Images(Recipe):
     """Images of a seed: one of each class, then the next of each."""
 
     num: int | None = Field(
-        None, ge=1, le=MAX_IMAGES, description="images in all; by default some that are soon made"
+        default=None,
+        ge=1,
+        le=MAX_IMAGES,
+        description="images in all; by default some that are soon made",
     )
     weights: str | None = Field(
-        None,
+        default=None,
         max_length=MAX_TEXT,
         description="one number a class, with commas between: every image is of the mix",
     )
-    lock_z: bool = Field(False, description="the images of a row share a latent: only the class differs")
-    sort: bool = Field(False, description="the most real first, as the discriminator judges")
+    lock_z: bool = Field(
+        default=False, description="the images of a row share a latent: only the class differs"
+    )
+    sort: bool = Field(
+        default=False, description="the most real first, as the discriminator judges"
+    )
 
 
 class Walk(Recipe):
     """A way through latents and classes."""
 
     points: int | None = Field(
-        None, ge=2, le=16, description="by default one a class, four of a single class"
+        default=None, ge=2, le=16, description="by default one a class, four of a single class"
     )
-    frames: int = Field(16, ge=1, le=60, description="from a point to the next")
-    how: Literal["spherical", "linear"] = Field("spherical", description="between latents")
-    loop: bool = Field(True, description="end where it began")
-    lock_z: bool = Field(False, description="move the class alone")
-    fps: int = Field(12, ge=1, le=50, description="frames a second")
+    frames: int = Field(default=16, ge=1, le=60, description="from a point to the next")
+    how: Literal["spherical", "linear"] = Field(default="spherical", description="between latents")
+    loop: bool = Field(default=True, description="end where it began")
+    lock_z: bool = Field(default=False, description="move the class alone")
+    fps: int = Field(default=12, ge=1, le=50, description="frames a second")
 
 
 class Page(Images):
     """Everything that is set on the page; its link."""
 
-    keep_z: bool = Field(False, description="the random button keeps the seed")
-    keep_class: bool = Field(False, description="the random button keeps the classes")
-    points: int | None = Field(None, ge=2, le=16)
-    frames: int = Field(16, ge=1, le=60)
+    keep_z: bool = Field(default=False, description="the random button keeps the seed")
+    keep_class: bool = Field(default=False, description="the random button keeps the classes")
+    points: int | None = Field(default=None, ge=2, le=16)
+    frames: int = Field(default=16, ge=1, le=60)
     how: Literal["spherical", "linear"] = "spherical"
     loop: bool = True
-    fps: int = Field(12, ge=1, le=50)
-    against: str | None = Field(None, max_length=100, description="the checkpoint compared with")
+    fps: int = Field(default=12, ge=1, le=50)
+    against: str | None = Field(
+        default=None, max_length=100, description="the checkpoint compared with"
+    )
     tab: Literal["images", "walk", "compare", "training", "api"] = "images"
 
     def images(self) -> Images:

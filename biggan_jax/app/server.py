@@ -1,4 +1,4 @@
-"""`biggan app`: binds, loads, compiles, and then serves the page and the API until it is told to end."""
+"""`biggan app`: binds, loads, compiles, then serves page and API until it is told to end."""
 
 import contextlib
 import os
@@ -58,7 +58,7 @@ def serve(
             page.first(studio)
 
             class Server(uvicorn.Server):
-                """Says when it is ready, and ends as a program that was asked to, with exit code 0."""
+                """Says when it is ready; ends with exit code 0 when it is asked to."""
 
                 @contextlib.contextmanager
                 def capture_signals(self) -> Iterator[None]:

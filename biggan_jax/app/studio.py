@@ -1,4 +1,4 @@
-"""What a recipe asks for, made: the models, the thread they compute on, and what was made lately."""
+"""Makes what a recipe asks for: the models, their thread, and what was made lately."""
 
 import collections
 import math
@@ -96,7 +96,7 @@ class Studio:
 
     @property
     def _pixels(self):
-        return self.model.config.model.resolution ** 2
+        return self.model.config.model.resolution**2
 
     def close(self) -> None:
         """Ends the thread."""
@@ -256,7 +256,7 @@ class Studio:
             )
         # Numbers as keys: two classes of one name are two.
         row = np.zeros(count, np.float32)
-        np.add.at(row, picked, np.float32(numbers))
+        np.add.at(row, picked, np.asarray(numbers, np.float32))
         if not row.sum() > 0:
             raise ConfigError(f"weights={recipes.shortened(weights)}: one must be above 0.")
         return np.full(num, row.argmax()), np.tile(row / row.sum(), (num, 1))
@@ -297,21 +297,22 @@ class Studio:
     def _once(self, recipe, make: Callable[[], Any]):
         """What was made of an equal recipe lately, or is being made; else makes it."""
         with self._lock:
-            future = self._results.get(recipe)
-            mine = future is None
-            if mine:
-                future = self._results[recipe] = Future()
-            self._results.move_to_end(recipe)
-        if not mine:
-            return future.result()
+            known = self._results.get(recipe)
+            if known is not None:
+                self._results.move_to_end(recipe)
+            else:
+                mine: Future = Future()
+                self._results[recipe] = mine
+        if known is not None:
+            return known.result()
         try:
             made = make()
         except BaseException as e:
             with self._lock:
                 self._results.pop(recipe, None)
-            future.set_exception(e)
+            mine.set_exception(e)
             raise
-        future.set_result(made)
+        mine.set_result(made)
         with self._lock:
             self._forget()
         return made

@@ -1,4 +1,4 @@
-"""The training of a run as a film: its sheets of fakes, which show the same latents step by step."""
+"""The training of a run as a film: its sheets of fakes, the same latents step by step."""
 
 import os
 import re
