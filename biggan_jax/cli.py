@@ -368,9 +368,10 @@ def _walk(args):
 
 def _app(args):
     from biggan_jax.app import server
-    from biggan_jax.parallel import mesh
 
     if args.devices is not None:
+        from biggan_jax.parallel import mesh
+
         if args.devices < 1:
             raise ConfigError(f"--devices={args.devices}: must be at least 1.")
         mesh.request_cpu_devices(args.devices)

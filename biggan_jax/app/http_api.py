@@ -143,10 +143,14 @@ def make(studio: studio_lib.Studio) -> fastapi.FastAPI:
 
 
 def find(studio: studio_lib.Studio, search: str) -> list[dict[str, Any]]:
-    """Returns the classes whose name holds a text, capitals overlooked."""
+    """Returns the classes whose name holds a text, capitals overlooked, or whose number it is."""
     wanted = search.strip().lower()
     known = enumerate(studio.model.class_names)
-    found = ({"class": i, "name": name} for i, name in known if wanted in name.lower())
+    found = (
+        {"class": i, "name": name}
+        for i, name in known
+        if wanted in name.lower() or wanted == str(i)
+    )
     return [row for _, row in zip(range(_MOST_FOUND), found, strict=False)]
 
 
@@ -241,7 +245,10 @@ def _add_errors(app):
 
     @app.exception_handler(HTTPException)
     async def other(request, error):
-        text = {404: "there is no such page; see /api.", 405: "the method: is none of this page's."}
+        text = {
+            404: "there is no such page; see /api/model.",
+            405: "the method: is none of this page's.",
+        }
         return say(error.status_code, text.get(error.status_code, f"{error.detail}."))
 
     @app.exception_handler(Exception)

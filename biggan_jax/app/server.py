@@ -45,6 +45,7 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))
     with _bound(host, port) as bound:
+        print("biggan app: loading", file=sys.stderr, flush=True)
         import uvicorn
 
         from biggan_jax.app import guard, http_api, page
@@ -56,6 +57,7 @@ def serve(
             app = http_api.make(studio)
             page.mount(app, studio)
             page.first(studio)
+            guarded = guard.Guard(app)
 
             class Server(uvicorn.Server):
                 """Says when it is ready; ends with exit code 0 when it is asked to."""
@@ -72,6 +74,7 @@ def serve(
 
                 def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
                     self.should_exit = True
+                    guarded.close()
 
                 async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                     await super().startup(sockets)
@@ -83,7 +86,7 @@ def serve(
                     )
 
             config = uvicorn.Config(
-                guard.Guard(app),
+                guarded,
                 log_level="warning",
                 access_log=False,
                 limit_concurrency=512,  # Connections.

@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import numpy as np
@@ -94,5 +96,9 @@ def served(folder, other_folder):
     pytest.importorskip("gradio")
     app = Served(folder, "--compare", other_folder)
     yield app
-    code, errors = app.end()
-    assert code == 0 and "Traceback" not in errors, errors
+    place = urllib.parse.urlsplit(app.url)
+    with socket.create_connection((place.hostname, place.port)) as line:  # As an open page.
+        line.sendall(b"GET /gradio_api/heartbeat/x HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert line.recv(100).startswith(b"HTTP/1.1 200")
+        code, errors = app.end()
+    assert code == 0 and "Traceback" not in errors and "ERROR" not in errors, errors
