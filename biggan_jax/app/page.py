@@ -29,7 +29,9 @@ _CONTROLS = (
 
 def first(studio: Studio) -> None:
     """Makes the first picture, so that nobody waits for a compiler."""
-    studio.images(recipes.Images(seed=1, num=1))  # Its time has the compiler's in it.
+    # Their times have the compiler's in them; statistics for a truncation are another program.
+    studio.images(recipes.Images(seed=1, num=1, truncation=1.0))
+    studio.images(recipes.Images(seed=1, num=1))
     studio.images(recipes.Page().images())
 
 
@@ -183,14 +185,17 @@ def build(studio: Studio) -> gr.Blocks:
             (images_tab, "images"), (walk_tab, "walk"), (pair, "compare"),
             (training_tab, "training"), (api_tab, "api"),
         ):  # fmt: skip
-            item.select(functools.partial(str, name), None, tab, api_visibility="private").then(
-                draw, settings, drawn, **private
-            )
+            item.select(
+                functools.partial(_tab_chosen, studio, name), settings, [tab, compared, link],
+                **private,
+            )  # fmt: skip
 
         def restored(request: gr.Request):
             return _restored(studio, request)
 
-        page.load(restored, None, [*settings, tabs, walked, *drawn], **private)
+        page.load(restored, None, [*settings, tabs, walked, *drawn], **private).then(
+            None, api_visibility="private", js="() => { document.body.dataset.ready = 'yes'; }"
+        )
     page.queue(max_size=64, default_concurrency_limit=8, api_open=False)
     return page
 
@@ -341,11 +346,25 @@ def _redraw(studio, given, request):
 
 
 def _beside(studio, state, request):
-    query = recipes.query(state)
-    address = f"/?{query}" if query else "/"
     origin = f"http://{request.headers.get('host', '')}"
     programs = html.programs(origin, recipes.query(state.images()))
-    return [_scores(studio, state), _compared(studio, state), address, programs]
+    return [_scores(studio, state), _compared(studio, state), _address(state), programs]
+
+
+def _tab_chosen(studio, name, *given):
+    """Values of tab, comparison and link; nothing where the page itself chose the tab."""
+    if given[-1] == name:
+        return [gr.skip()] * 3
+    try:
+        state = _state(studio, (*given[:-1], name))
+        return [name, _compared(studio, state), _address(state)]
+    except _PROBLEMS:
+        return [name, gr.skip(), gr.skip()]
+
+
+def _address(state):
+    query = recipes.query(state)
+    return f"/?{query}" if query else "/"
 
 
 def _drawn(studio, state):
@@ -391,16 +410,9 @@ def _restored(studio, request):
     weights = [float(w) for w in (state.weights or "").split(",") if w]
     bars = _bars(studio, values["classes"], values["mix"], weights)
     shown = [values[name] for name in _CONTROLS]
-    return [
-        *shown,
-        *bars,
-        state.tab,
-        gr.update(selected=state.tab),
-        walked,
-        problem,
-        picture,
-        *beside,
-    ]
+    # Choosing the tab that is chosen would draw again, and wipe the problem away.
+    chosen = gr.skip() if state.tab == "images" else gr.update(selected=state.tab)
+    return [*shown, *bars, state.tab, chosen, walked, problem, picture, *beside]
 
 
 def _bars(studio, picked: Sequence[int], mixing: bool, weights: Sequence[float] = ()):
