@@ -1,7 +1,8 @@
 # make demo   trains BigGAN on handwritten digits on the CPU
 # make test   lint and all tests; those against the PyTorch programs are skipped without torch
 # make lint   format, lint and types only
-# make interop  installs what tests compare with: torch, the PyTorch programs, the TPU compiler
+# make interop  installs what tests compare with or need: torch, the PyTorch programs, the TPU
+#               compiler, the app's page and what looks at it
 #
 # Each makes the environment it needs in .venv first. PYTHON says which Python that is made of.
 
@@ -49,5 +50,5 @@ interop: .venv/.installed-interop
 
 .venv/.installed-interop: .venv/.made setup.py constraints.txt
 	@echo "Installing into .venv; this takes a few minutes."
-	$(PIP_INSTALL) -e ".[test,interop,plan]"
+	$(PIP_INSTALL) -e ".[test,interop,plan,app]"
 	@touch $@

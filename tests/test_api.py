@@ -376,3 +376,22 @@ def test_a_bundle_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         bundle_lib.write(broken, str(tmp_path / "bundle"))
     shutil.rmtree(tmp_path / "a", ignore_errors=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_render_gives_the_images_of_sample_for_its_latents():
+    model = plain_model()
+    labels = np.array([0, 2, 1])
+    for truncation, mode in ((None, None), (0.5, "std")):
+        want = model.sample(labels, truncation, seed=9, mode=mode)
+        z = model.latents(3, truncation, 9, mode)
+        np.testing.assert_array_equal(model.render(z, labels, truncation, mode), want)
+    with pytest.raises(config_lib.ConfigError, match="z is of shape"):
+        model.render(z[:2], labels)
+
+
+def test_standing_statistics_of_the_last_truncations_are_kept(monkeypatch):
+    monkeypatch.setattr(api, "_STANDING_KEPT", 2)
+    model = api.Model(make_bundle())
+    for truncation in (0.5, 0.6, 0.7):
+        model.sample([0], truncation)
+    assert list(model._standing) == [(0.6, "threshold"), (0.7, "threshold")]

@@ -27,7 +27,19 @@ ALLOWED = {
     "api": {"train", "interop", "sample", "gan", "models", "parallel"},
     "show": {"api", "sample"},
     "evaluate": {"api", "train", "interop", "sample", "data", "gan", "models", "parallel"},
-    "cli": {"evaluate", "show", "api", "train", "interop", "sample", "data", "plan", "parallel"},
+    "app": {"api", "train", "interop", "sample", "models", "parallel"},
+    "cli": {
+        "app",
+        "evaluate",
+        "show",
+        "api",
+        "train",
+        "interop",
+        "sample",
+        "data",
+        "plan",
+        "parallel",
+    },
 }
 BARE = {"models", "gan", "parallel", "plan"}
 BARE_PACKAGES = {"jax", "flax", "optax", "ml_collections", "numpy", "biggan_jax"}

@@ -43,11 +43,21 @@ def save(frames: np.ndarray, path: str, fps: int) -> None:
       ConfigError: as `check`.
     """
     check(path, fps)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    files.write_whole(path, encoded(frames, os.path.splitext(path)[1].lower(), fps))
+
+
+def encoded(frames: np.ndarray, ending: str, fps: int) -> bytes:
+    """Returns the bytes of a video.
+
+    Args:
+      frames: uint8 [F, H, W, 3]; small ones are enlarged.
+      ending: one of `ENDINGS`.
+      fps: frames a second, as `check` takes.
+    """
     scale = max(1, _COMFORTABLE // frames.shape[1])
     frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
-    make = _gif if path.lower().endswith(".gif") else _mp4
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    files.write_whole(path, make(frames, fps))
+    return (_gif if ending == ".gif" else _mp4)(frames, fps)
 
 
 def _gif(frames, fps):
