@@ -105,15 +105,17 @@ class Update:
             uniform(keys[3], rounds["g"]),
         )
 
-    def generate(self, g_params, state: GanState, z, labels):
-        """G in training mode: batch statistics, u and running statistics moved.
+    def generate(self, g_params, state: GanState, z, labels, generator=None):
+        """G (or another module of its parameters) in training mode.
+
+        Batch statistics are used, u and running statistics moved.
 
         Returns:
           images [M, R, R, 3] and the moved collections `batch_stats` and `spectral`.
         """
         variables, moved = self._with_sigmas(g_params, state.g_spectral)
         variables["batch_stats"] = state.g_batch_stats
-        images, changed = self.generator.apply(
+        images, changed = (generator or self.generator).apply(
             variables, z, labels, train=True, mutable=["batch_stats", "spectral"]
         )
         return images, {**changed, **moved}
@@ -171,17 +173,7 @@ class Update:
 
         def one(state, inputs):
             z, labels = (x.reshape(-1, *x.shape[2:]) for x in inputs)
-            images, moved = self.woven_generator.apply(
-                {
-                    "params": state.g_params,
-                    "batch_stats": state.g_batch_stats,
-                    "spectral": state.g_spectral,
-                },
-                z,
-                labels,
-                train=True,
-                mutable=["batch_stats", "spectral"],
-            )
+            images, moved = self.generate(state.g_params, state, z, labels, self.woven_generator)
             state = state.replace(g_batch_stats=moved["batch_stats"], g_spectral=moved["spectral"])
             return state, images.reshape(-1, rounds, *images.shape[1:])
 

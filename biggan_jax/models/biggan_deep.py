@@ -25,12 +25,14 @@ class GBlock(nn.Module):
       up: None or how the size is doubled, a `resample` of `SpectralConv`.
       conv: makes a spectrally normalised convolution.
       bn: makes a batch normalisation.
+      backend: as in `ops.SpectralConv`.
     """
 
     features: int
     up: str | None
     conv: Callable[..., nn.Module]
     bn: Callable[..., nn.Module]
+    backend: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array, train: bool) -> jax.Array:
@@ -45,8 +47,10 @@ class GBlock(nn.Module):
         h = nn.relu(self.bn(name="bn4")(h, condition, train))
         h = self.conv(self.features, size=1, name="conv4")(h)
         shortcut = x[..., : self.features]
-        if self.up:
-            shortcut = {"up": resample.nearest_up2, "unpool": resample.unpool2}[self.up](shortcut)
+        if self.up == "up":
+            shortcut = resample.nearest_up2(shortcut, backend=self.backend)
+        elif self.up == "unpool":
+            shortcut = resample.unpool2(shortcut)
         return h + shortcut
 
 
@@ -70,6 +74,7 @@ class Generator(nn.Module):
       out_bn: makes the last, unconditional one.
       kernel_init: initialiser of the class table.
       remat: recompute the blocks' activations in the backward pass.
+      backend: as in `ops.SpectralConv`.
     """
 
     resolution: int
@@ -88,6 +93,7 @@ class Generator(nn.Module):
     out_bn: Callable[..., nn.Module]
     kernel_init: ops.Init
     remat: bool = False
+    backend: str | None = None
 
     @nn.compact
     def __call__(self, z: jax.Array, labels: jax.Array, train: bool) -> jax.Array:
@@ -109,10 +115,9 @@ class Generator(nn.Module):
         h = self.dense(widths[0] * 16, name="linear")(condition).reshape(-1, 4, 4, widths[0])
         block = nn.remat(GBlock, static_argnums=(3,)) if self.remat else GBlock
         for i, (before, after) in enumerate(itertools.pairwise(widths)):
-            h = block(before, None, self.conv, self.bn, name=f"block{2 * i}")(h, condition, train)
-            h = block(after, self.up, self.conv, self.bn, name=f"block{2 * i + 1}")(
-                h, condition, train
-            )
+            parts = self.conv, self.bn, self.backend
+            h = block(before, None, *parts, name=f"block{2 * i}")(h, condition, train)
+            h = block(after, self.up, *parts, name=f"block{2 * i + 1}")(h, condition, train)
             if h.shape[1] in self.attention:
                 h = self.attend(name=f"attention{h.shape[1]}")(h)
         h = nn.relu(self.out_bn(name="out_bn")(h, None, train))
@@ -127,11 +132,13 @@ class DBlock(nn.Module):
       features: output channels, at least the input's: a 1x1 convolution makes the new ones.
       down: whether to halve the size.
       conv: makes a spectrally normalised convolution.
+      backend: as in `ops.SpectralConv`.
     """
 
     features: int
     down: bool
     conv: Callable[..., nn.Module]
+    backend: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -143,7 +150,7 @@ class DBlock(nn.Module):
         # The mean is taken before the last 1x1.
         by = "down" if self.down else None
         h = self.conv(self.features, size=1, resample=by, name="conv4")(nn.relu(h))
-        shortcut = resample.avg_pool2(x) if self.down else x
+        shortcut = resample.avg_pool2(x, backend=self.backend) if self.down else x
         if missing:
             new = self.conv(missing, size=1, name="conv_sc")(shortcut)
             shortcut = jnp.concatenate([shortcut, new], axis=-1)
@@ -165,6 +172,7 @@ class Discriminator(nn.Module):
       dense: makes a spectrally normalised dense layer.
       embed: makes a spectrally normalised class table.
       remat: recompute the blocks' activations in the backward pass.
+      backend: as in `ops.SpectralConv`.
     """
 
     resolution: int
@@ -178,6 +186,7 @@ class Discriminator(nn.Module):
     dense: Callable[..., nn.Module]
     embed: Callable[..., nn.Module]
     remat: bool = False
+    backend: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, labels: jax.Array) -> jax.Array:
@@ -188,8 +197,9 @@ class Discriminator(nn.Module):
         h = self.conv(stem * self.ch, name="in_conv")(x)
         for i, multiple in enumerate(multiples):
             width = multiple * self.ch
-            h = block(width, i < halvings, self.conv, name=f"block{2 * i}")(h)
-            h = block(width, False, self.conv, name=f"block{2 * i + 1}")(h)
+            parts = self.conv, self.backend
+            h = block(width, i < halvings, *parts, name=f"block{2 * i}")(h)
+            h = block(width, False, *parts, name=f"block{2 * i + 1}")(h)
             if i < halvings and h.shape[1] in self.attention:
                 h = self.attend(name=f"attention{h.shape[1]}")(h)
         return biggan.judge(h, labels, self.num_classes, self.dense, self.embed)

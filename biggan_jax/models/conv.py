@@ -28,12 +28,14 @@ FORMS: dict[str, _Forms] = {
         "thin": thin.convolve,
     },
     "up_conv3x3": {
-        "plain": lambda x, w: pieces.plain(nearest_up2(x), w),
+        "plain": lambda x, w: pieces.plain(nearest_up2(x, form="plain"), w),
+        "window": lambda x, w: pieces.plain(nearest_up2(x, form="window"), w),
         "fused": fused.up,
         "phases": phases.up,
     },
     "conv3x3_down": {
-        "plain": lambda x, w: avg_pool2(pieces.plain(x, w)),
+        "plain": lambda x, w: avg_pool2(pieces.plain(x, w), form="plain"),
+        "window": lambda x, w: avg_pool2(pieces.plain(x, w), form="window"),
         "fused": fused.down,
         "phases": phases.down,
     },
@@ -74,7 +76,8 @@ def up_conv3x3(
     Args:
       x: Input `[B, H, W, Cin]`, float32 or bfloat16.
       w: Kernel `[3, 3, Cin, Cout]`; cast to the dtype of `x`.
-      form: "plain", "fused", "phases", or None for the one in the table.
+      form: "plain", "window" (see `resample`), "fused", "phases", or None for the one in the
+        table.
       backend: as for `conv3x3`.
 
     Returns:
@@ -94,7 +97,8 @@ def conv3x3_down(
     Args:
       x: Input `[B, H, W, Cin]`, float32 or bfloat16, H and W even.
       w: Kernel `[3, 3, Cin, Cout]`; cast to the dtype of `x`.
-      form: "plain", "fused", "phases", or None for the one in the table.
+      form: "plain", "window" (see `resample`), "fused", "phases", or None for the one in the
+        table.
       backend: as for `conv3x3`.
 
     Returns:

@@ -39,7 +39,8 @@ def look_up(
       table: as in `forms.json`.
       backend: "cpu", "gpu" or "tpu".
       dtype: of the operation's input, "float32" or "bfloat16".
-      operation: "conv3x3", "up_conv3x3", "conv3x3_down", "conv1x1" or "attention".
+      operation: "conv3x3", "up_conv3x3", "conv3x3_down", "conv1x1", "nearest_up2", "avg_pool2" or
+        "attention".
       channels: the smaller of input's and output's.
       side: the smaller side of the input, in pixels.
     """

@@ -75,4 +75,6 @@ def build(
         g_parts["shared_embedding"] = m["shared_embedding"]
         g_parts["hierarchical_z"] = m["hierarchical_z"]
         d_parts["same_width_shortcut"] = not m["compare_gan"]
+    else:
+        g_parts["backend"] = d_parts["backend"] = platform
     return family.Generator(**g_parts), family.Discriminator(**d_parts)

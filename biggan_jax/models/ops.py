@@ -155,13 +155,15 @@ class SpectralConv(_Spectral):
             # A 1x1 convolution and its bias commute with nearest x2 and with the 2x2 mean: do
             # them where there are fewer pixels.
             if self.resample == "down":
-                x = resample.avg_pool2(x)
+                x = resample.avg_pool2(x, backend=self.backend)
             y = conv.conv1x1(x, w, backend=self.backend)
             y = y if sigma is None else divided(y, sigma)
             if self.resample == "unpool":  # The bias reaches the zeros too.
                 y = resample.unpool2(y)
             y = y if b is None else y + b
-            return resample.nearest_up2(y) if self.resample == "up" else y
+            if self.resample == "up":
+                y = resample.nearest_up2(y, backend=self.backend)
+            return y
         x = resample.unpool2(x) if self.resample == "unpool" else x
         convolve = {
             None: conv.conv3x3,

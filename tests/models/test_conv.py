@@ -94,7 +94,9 @@ def test_plain_is_the_definition():
     np.testing.assert_allclose(conv.conv3x3(x, w, form="plain"), want, rtol=1e-5, atol=1e-5)
     up = resample.nearest_up2(x)
     np.testing.assert_array_equal(up, np.repeat(np.repeat(np.asarray(x), 2, 1), 2, 2))
+    np.testing.assert_array_equal(resample.nearest_up2(x, form="window"), up)
     np.testing.assert_allclose(resample.avg_pool2(up), x, rtol=1e-6)
+    np.testing.assert_allclose(resample.avg_pool2(up, form="window"), x, rtol=1e-6)
     np.testing.assert_allclose(
         conv.up_conv3x3(x, w, form="plain"), conv.conv3x3(up, w, form="plain"), rtol=1e-6
     )
@@ -173,6 +175,7 @@ def test_the_table_decides(monkeypatch):
 
 def test_the_table_that_ships_names_forms_that_exist():
     known = conv.FORMS | {"attention": attend.FORMS}
+    known |= dict.fromkeys(("nearest_up2", "avg_pool2"), dict.fromkeys(resample.FORMS))
     entries = [
         (operation, form)
         for backend in forms.table().values()
