@@ -66,13 +66,13 @@ def test_zero1_is_the_same_training(runs):
 def test_each_device_keeps_its_part(runs):
     *_, state, _ = runs["zero1"]
     kernels = [
-        tree["block0"]["conv1"]["kernel"]
+        tree["block1"]["conv1"]["kernel"]
         for tree in (state.ema_params, state.g_opt[0].nu, state.d_opt[0].nu)
     ]
     for kernel in kernels:
         shards = kernel.addressable_shards
         assert len(shards) == DEVICES and shards[0].data.size * DEVICES == kernel.size
-    assert state.g_params["block0"]["conv1"]["kernel"].sharding.is_fully_replicated
+    assert state.g_params["block1"]["conv1"]["kernel"].sharding.is_fully_replicated
 
 
 def test_it_changes_no_more_than_who_works_on_what(runs):
