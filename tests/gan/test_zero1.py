@@ -90,7 +90,7 @@ def test_a_checkpoint_goes_on_either_way(runs, tmp_path):
         with Checkpoints(tmp_path, keep=None) as saved:
             got, _ = saved.restore(step_lib.abstract_state(config_of(parallel), place))
         jax.tree.map(np.testing.assert_array_equal, got, state)
-        kernel = got.ema_params["block0"]["conv1"]["kernel"]
+        kernel = got.ema_params["block1"]["conv1"]["kernel"]
         assert kernel.sharding.is_fully_replicated == (parallel == "data")
         assert len(kernel.sharding.device_set) == place.size
 

@@ -122,7 +122,11 @@ def _is_jaxpr(x):
 
 @pytest.mark.parametrize(
     ("backend", "dtype", "side"),
-    list(itertools.product(["cpu", "gpu", "tpu"], [jnp.float32, jnp.bfloat16], [64, 128])),
+    [
+        *itertools.product(["cpu", "gpu"], [jnp.float32, jnp.bfloat16], [64, 128]),
+        # By the TPU compiler's cycles blocks lose at 64 px, and a map fits.
+        *itertools.product(["tpu"], [jnp.float32, jnp.bfloat16], [128]),
+    ],
 )
 def test_large_maps_are_never_whole(backend, dtype, side):
     """By the table that ships, forwards and backwards: BigGAN-128's map and the one at 128 px."""
