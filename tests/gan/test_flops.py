@@ -58,8 +58,11 @@ def test_xla_counts_a_forward_pass_alike(arch):
 
 
 def test_biggan_128_as_the_paper_has_it():
-    """At 4 images a device: 1.94 TFLOP as XLA counts the step as written, 1.21 needed."""
+    """At 4 images a device: 1.94 TFLOP as XLA counts the step as written, 1.21 with fused forms.
+
+    XLA leaves out what falls on padding, in a 3x3 over 8x8 pixels 16 %, over 128x128 one.
+    """
     config = config_lib.resolve(config_lib.default(), 512)
     got = flops.step(config).times(1 / 512)
-    assert got.as_written == pytest.approx(1.94e12, rel=0.05)
-    assert got.needed == pytest.approx(1.21e12, rel=0.05)
+    assert 1 < got.as_written / 1.942e12 < 1.1
+    assert 1 < got.needed / 1.205e12 < 1.1
