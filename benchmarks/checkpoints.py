@@ -22,6 +22,7 @@ import time
 import jax
 import numpy as np
 
+from benchmarks import common
 from biggan_jax import config as config_lib
 from biggan_jax.gan import step as step_lib
 from biggan_jax.parallel import mesh as mesh_lib
@@ -38,37 +39,19 @@ def random_state(config, mesh):
     return jax.tree.map(draw, step_lib.abstract_state(config, mesh))
 
 
-def made_up_batch(config, mesh):
-    rounds, size = config.d_steps * config.accumulation, config_lib.micro_batch_size(config)
-    side, classes = config.model.resolution, config.model.num_classes
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(0, 256, (rounds, size, side, side, 3), dtype=np.uint8),
-        "label": rng.integers(0, classes, (rounds, size), dtype=np.int32),
-    }
-    return mesh_lib.put_batch(batch, mesh)
-
-
-def timed(call, *args):
-    start = time.perf_counter()
-    result = call(*args)
-    jax.block_until_ready(result)
-    return result, time.perf_counter() - start
-
-
 def run_steps(config, mesh, saved, steps, every):
     """Returns the state and the seconds of saves, of steps, and of steps beside a save."""
-    batch = made_up_batch(config, mesh)
+    batch = common.made_up_batch(config, mesh)
     state = step_lib.init_state(config, mesh)
     step_fn = step_lib.make_train_step(config, mesh)
     state, _ = step_fn(state, batch)
     saves, alone, beside = [], [], []
     for i in range(1, steps + 1):
         saving = saved.busy()
-        (state, _), seconds = timed(step_fn, state, batch)
+        (state, _), seconds = common.timed(step_fn, state, batch)
         (beside if saving else alone).append(seconds)
         if i % every == 0:
-            saves.append(timed(saved.save, i, state, {})[1])
+            saves.append(common.timed(saved.save, i, state, {})[1])
     return state, saves, alone, beside
 
 
@@ -91,7 +74,7 @@ def main(argv=None):
             else:
                 state, saves = random_state(config, mesh), []
                 for i in range(3):
-                    saves.append(timed(saved.save, i + 1, state, {})[1])
+                    saves.append(common.timed(saved.save, i + 1, state, {})[1])
                     saved.wait()
             saved.wait()
             start = time.perf_counter()
@@ -100,10 +83,10 @@ def main(argv=None):
             on_disk = time.perf_counter() - start
             place = os.path.join(folder, str(10**9))
             content = manifest.read(place)
-            _, hashing = timed(manifest.check, place, content)
+            _, hashing = common.timed(manifest.check, place, content)
             abstract = step_lib.abstract_state(config, mesh)
             del state
-            _, restoring = timed(saved.restore, abstract)
+            _, restoring = common.timed(saved.restore, abstract)
     finally:
         shutil.rmtree(folder)
     result = {

@@ -31,6 +31,8 @@ GAIN = 1.05  # What a form must be faster by than the plain one.
 CHANNELS = ((1, 3), (9, 16), (24, 24), (48, 48), (96, 96), (192, 192))
 SIDES = (4, 8, 16, 32, 64)
 ATTENTION_SIDES = (16, 32, 64)
+WHOLE_BELOW = {"tpu": 128}  # Attention at this many pixels is in blocks;
+WHOLE_BELOW_ELSEWHERE = 64  # on TPUs later, as a core has few images and plans were made so.
 IMAGE_SIDE = 64  # Channels on the other side of an image.
 
 
@@ -146,14 +148,15 @@ def as_table(winners):
     return table
 
 
-def never_whole(part):
-    """Maps of 64 px and more are held in blocks, whatever is faster: they would not fit."""
+def never_whole(part, backend):
+    """Large maps are held in blocks, whatever is faster: they would not fit."""
+    limit = WHOLE_BELOW.get(backend, WHOLE_BELOW_ELSEWHERE)
     sides = part.setdefault("attention", {"1": {"1": forms.PLAIN}})["1"]
     for side in sorted(sides, key=int):
-        if int(side) >= 64 and sides[side] == forms.PLAIN:
+        if int(side) >= limit and sides[side] == forms.PLAIN:
             del sides[side]
-    if forms.look_up({"b": {"d": part}}, "b", "d", "attention", 1, 64) == forms.PLAIN:
-        sides["64"] = "blocked"
+    if forms.look_up({"b": {"d": part}}, "b", "d", "attention", 1, limit) == forms.PLAIN:
+        sides[str(limit)] = "blocked"
 
 
 def write(path, backend, dtype, part, gflop):
@@ -198,7 +201,7 @@ def main(argv=None):
             text = "  ".join(f"{form} {ms:.2f}" for form, ms in times.items())
             print(f"{operation:13s} channels {channels:3d} side {side:3d}: {text} ms; {now}")
     part = as_table(winners)
-    never_whole(part)
+    never_whole(part, backend)
     if args.write and not args.only:
         write(args.write, backend, args.dtype, part, gflop)
     result = {"benchmark": "conv_forms", "backend": backend, "dtype": args.dtype}

@@ -10,7 +10,6 @@ part of theirs. `save_per_step`: what a call of `save` takes, in steps. A share 
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -18,12 +17,11 @@ import time
 import jax
 import numpy as np
 
-from benchmarks import checkpoints
+from benchmarks import common
 from biggan_jax import config as config_lib
 from biggan_jax.gan import spectra
 from biggan_jax.gan import step as step_lib
 from biggan_jax.parallel import mesh as mesh_lib
-from biggan_jax.train.checkpoint import Checkpoints
 from biggan_jax.train.watchdog import Watchdog
 
 _FLAGS = ("bad", "d_grad_norm", "g_grad_norm")
@@ -43,7 +41,7 @@ def without_flags(config, mesh):
     )
 
 
-def measure_watch(config, mesh, state, batch, rounds):
+def measure_watch(config, mesh, state, batch, warmup, rounds):
     """Returns the state and the seconds of steps with and without flags, of looks, of judging."""
     control = step_lib.Control(np.int32(0), np.float32(1))
     steps = {
@@ -55,18 +53,18 @@ def measure_watch(config, mesh, state, batch, rounds):
     vectors = spectra.start(config, mesh)
     seconds = {"with": [], "without": [], "look": [], "judge": []}
     dog = Watchdog(config.watch)
-    for i in range(rounds + 1):
+    for i in range(warmup + rounds):
         for name in steps:
-            (state, metrics), took = checkpoints.timed(steps[name], state, batch, control)
+            (state, metrics), took = common.timed(steps[name], state, batch, control)
             seconds[name].append(took)
             if name == "with":
                 start = time.perf_counter()
                 numbers = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 dog.see(i + 1, numbers)
                 seconds["judge"].append(time.perf_counter() - start)
-        (_, vectors), took = checkpoints.timed(look, state, vectors)
+        (_, vectors), took = common.timed(look, state, vectors)
         seconds["look"].append(took)
-    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    medians = {name: statistics.median(values[warmup:]) for name, values in seconds.items()}
     ratio = lambda key: costs["with"][key] / costs["without"][key] - 1  # noqa: E731
     medians["flag_flops_share"], medians["flag_bytes_share"] = map(
         ratio, ("flops", "bytes accessed")
@@ -76,22 +74,37 @@ def measure_watch(config, mesh, state, batch, rounds):
 
 def measure_saves(step, state, batch, saves):
     """Returns seconds: of a call of `save`, of all that a save adds, of a step alone."""
+    from biggan_jax.train.checkpoint import Checkpoints
+
     control = step_lib.Control(np.int32(0), np.float32(1))
     calls, alone, added = [], [], []
     with tempfile.TemporaryDirectory() as folder, Checkpoints(folder, keep=1) as saved:
         for i in range(saves):
             for _ in range(3):
-                (state, _), took = checkpoints.timed(step, state, batch, control)
+                (state, _), took = common.timed(step, state, batch, control)
                 alone.append(took)
             start = time.perf_counter()
             saved.save(i + 1, state, {})
             calls.append(time.perf_counter() - start)
             beside = []
             while saved.busy():
-                (state, _), took = checkpoints.timed(step, state, batch, control)
+                (state, _), took = common.timed(step, state, batch, control)
                 beside.append(took)
             added.append(calls[-1] + sum(beside) - len(beside) * statistics.median(alone))
     return statistics.median(calls), statistics.median(added), statistics.median(alone)
+
+
+def save_numbers(config, saves):
+    """What `measure_saves` returned as a part of the result; nothing where it was left out."""
+    if saves is None:
+        return {}
+    call, added, alone = saves
+    return {
+        "checkpoint_share": added / (config.checkpoint_every * alone),
+        "save_per_step": call / alone,
+        "save_call_seconds": call,
+        "save_added_seconds": added,
+    }
 
 
 def main(argv=None):
@@ -99,9 +112,8 @@ def main(argv=None):
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--ch", type=int, default=32)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--saves", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
+    parser.add_argument("--saves", type=int, default=3, help="0: none, which needs no Orbax")
+    common.add_arguments(parser, steps=5)
     args = parser.parse_args(argv)
     c = config_lib.default()
     c.batch_size = args.batch
@@ -111,31 +123,29 @@ def main(argv=None):
     mesh = mesh_lib.make_mesh(config.device_count)
     if not args.json:
         print(f"compiling for {jax.devices()[0].device_kind} x {config.device_count} ...")
-    batch = checkpoints.made_up_batch(config, mesh)
+    batch = common.made_up_batch(config, mesh)
     state = step_lib.init_state(config, mesh)
-    state, step, watch = measure_watch(config, mesh, state, batch, args.rounds)
-    call, added, alone = measure_saves(step, state, batch, args.saves)
+    with common.profiled(args.profile):
+        state, step, watch = measure_watch(config, mesh, state, batch, args.warmup, args.steps)
+    saves = measure_saves(step, state, batch, args.saves) if args.saves else None
     flags = watch["with"] - watch["without"]
     per_step = watch["look"] / config.watch_every + watch["judge"] + flags
     result = {
         "watch_share": per_step / watch["without"],
         "watch_share_without_flag_timing": (per_step - flags) / watch["without"],
-        "checkpoint_share": added / (config.checkpoint_every * alone),
-        "save_per_step": call / alone,
         "step_seconds": watch["with"],
         "step_seconds_without_flags": watch["without"],
         "look_seconds": watch["look"],
         "judge_seconds": watch["judge"],
         "flag_flops_share": watch["flag_flops_share"],
         "flag_bytes_share": watch["flag_bytes_share"],
-        "save_call_seconds": call,
-        "save_added_seconds": added,
+        **save_numbers(config, saves),
         "watch_every": config.watch_every,
         "checkpoint_every": config.checkpoint_every,
         "device": jax.devices()[0].device_kind,
         "devices": config.device_count,
     }
-    print(json.dumps(result | {k: v for k, v in vars(args).items() if k != "json"}))
+    common.print_json(result, args)
 
 
 if __name__ == "__main__":

@@ -6,21 +6,21 @@ Both programs hold the same weights and make images from the same latents, at tr
 by turn; `difference` says how far the images are apart, in [-1, 1]. The last line is JSON:
 `ratio_to_huggingface` (images a second of ours over theirs: medians of the seconds a batch),
 `ratio_of_cpu_seconds` (theirs over ours: what stays steady on a machine with other work), the
-seconds of each round, and the setting. Needs the extra `interop`. `--alone` leaves the other
-program out, and with it torch.
+seconds of each round, and the setting. Needs the extra `interop`. `--alone=BUNDLE` leaves the
+other program out, and with it torch; `--config=FILE.py` times a generator with random weights,
+folded and a whole batch at once, and wants no more packages than a training step.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import tempfile
-import time
 
 import jax
 import numpy as np
 
-from biggan_jax import api
-from biggan_jax.interop import huggingface, pth
+from benchmarks import common
 
 TRUNCATION = 0.5
 
@@ -48,6 +48,9 @@ def make_theirs(threads):
 
 
 def make_ours(theirs, devices):
+    from biggan_jax import api
+    from biggan_jax.interop import huggingface, pth
+
     with tempfile.TemporaryDirectory() as folder:
         state = {name: value.numpy() for name, value in theirs.state_dict().items()}
         pth.write(f"{folder}/pytorch_model.bin", state)
@@ -56,25 +59,57 @@ def make_ours(theirs, devices):
         return api.Model(huggingface.read(folder), devices)
 
 
-def timed(call):
-    wall, cpu = time.perf_counter(), time.process_time()
-    images = call()
-    return images, time.perf_counter() - wall, time.process_time() - cpu
+def load(path, devices):
+    from biggan_jax import api
+
+    return api.load(path, None, devices)
+
+
+def time_config(args):
+    """Times the generator of a config file with random weights."""
+    from biggan_jax import config as config_lib
+    from biggan_jax.gan import step as step_lib
+    from biggan_jax.models import networks
+    from biggan_jax.parallel import mesh as mesh_lib
+    from biggan_jax.sample import folding
+
+    c = config_lib.load(args.config)
+    c.update(batch_size=args.batch * args.devices, accumulation=1, device_count=args.devices)
+    c.model.dtype = args.dtype
+    config = config_lib.resolve(c, args.devices)
+    mesh = mesh_lib.make_mesh(args.devices)
+    generator, _ = networks.build(config, mesh.devices.flat[0].platform)
+    state = step_lib.init_state(config, mesh)
+    weights = folding.fold(generator, {"params": state.g_params, "spectral": state.g_spectral})
+    cut = mesh_lib.batch_sharding(mesh, 0)
+    z = jax.device_put(np.ones((config.batch_size, config.model.z_dim), np.float32), cut)
+    classes = np.eye(config.model.num_classes, dtype=np.float32)
+    mix = jax.device_put(classes[np.arange(config.batch_size) % len(classes)], cut)
+    run = jax.jit(lambda w, s, z, mix: folding.apply(generator, w, s, z, mix))
+    call = lambda: jax.block_until_ready(run(weights, state.g_batch_stats, z, mix))  # noqa: E731
+    common.take_turns({"ours": call}, args.warmup, 0)
+    with common.profiled(args.profile):
+        seen = common.take_turns({"ours": call}, 0, args.steps)["ours"]
+    rate = config.batch_size / common.median(seen["wall"])
+    result = {"images_per_second": rate, "seconds": seen["wall"], "memory": common.device_memory()}
+    common.print_json(result | {"device": jax.devices()[0].device_kind}, args)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="of torch; JAX takes all cores")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--alone", metavar="BUNDLE", help="time this model, without torch")
-    parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
+    parser.add_argument("--config", help="time a generator of FILE.py, without torch")
+    parser.add_argument("--dtype", default="float32", help="of convolutions, with --config")
+    common.add_arguments(parser, steps=5)
     args = parser.parse_args(argv)
+    if args.config:
+        time_config(args)
+        return
     theirs = None if args.alone else make_theirs(args.threads)
-    ours = (
-        api.load(args.alone, None, args.devices) if args.alone else make_ours(theirs, args.devices)
-    )
+    ours = load(args.alone, args.devices) if args.alone else make_ours(theirs, args.devices)
     z = ours.latents(args.batch, TRUNCATION, seed=0, mode="hub")
     labels = np.arange(args.batch) % ours.config.model.num_classes
     calls = {"ours": lambda: ours.generate(z, labels, TRUNCATION)}
@@ -87,15 +122,17 @@ def main(argv=None):
                 return theirs(torch.from_numpy(z), one_hot, TRUNCATION).numpy()
 
         calls["theirs"] = call_theirs
-    wall, cpu, images = ({name: [] for name in calls} for _ in range(3))
-    for i in range(args.rounds + 1):
-        for name, call in calls.items():
-            images[name], a, b = timed(call)
-            if i:  # The first round compiles, and warms caches.
-                wall[name].append(a)
-                cpu[name].append(b)
-            if not args.json:
-                print(f"{i if i else 'warm-up'}: {name} {a:.2f} s, {b:.2f} s of CPU")
+    images = {}
+
+    def keep(name, call):
+        images[name] = call()
+
+    turns = {name: functools.partial(keep, name, call) for name, call in calls.items()}
+    say = (lambda line: None) if args.json else print
+    common.take_turns(turns, args.warmup, 0, say)  # The first round compiles, and warms caches.
+    with common.profiled(args.profile):
+        seen = common.take_turns(turns, 0, args.steps, say)
+    wall, cpu = ({name: v[kind] for name, v in seen.items()} for kind in ("wall", "cpu"))
     seconds = {name: statistics.median(values) for name, values in wall.items()}
     result = {
         "images_per_second": args.batch / seconds["ours"],

@@ -260,6 +260,10 @@ def _train(args):
     from biggan_jax import config as config_lib
 
     config = config_lib.load(args.config, args.overrides)
+    if config.preset:
+        from biggan_jax.plan import preset
+
+        config = preset.apply(config, lambda line: print(line, file=sys.stderr, flush=True))
     if args.dry_run:
         from biggan_jax.train import overview
 

@@ -45,8 +45,8 @@ def attend(
     if form is None:
         backend = backend or jax.default_backend()
         form = forms.look_up(forms.table(), backend, v.dtype.name, "attention", v.shape[-1], side)
-        if form not in FORMS or cannot(form, v) is not None:
-            form = forms.PLAIN
+        if cannot(form, v):
+            form = "blocked"  # Whoever names another form than the plain one wants no whole map.
     forms.check("attention", form, FORMS)
     if reason := cannot(form, v):
         raise ConfigError(f"attention: form {form!r} {reason}; use form 'blocked'")

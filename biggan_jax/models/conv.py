@@ -2,7 +2,8 @@
 
 Every function is exact mathematics in every form: forms differ in float rounding only. `"plain"`
 is the native convolution and the tested truth. Which form is used is data, measured a backend
-(`forms.py`); each of the others is a file: `winograd.py`, `thin.py`, `fused.py`, `phases.py`.
+(`forms.py`); each of the others is a file: `winograd.py`, `thin.py`, `patched.py`, `fused.py`,
+`phases.py`.
 
 On XLA:CPU in float32 the native forms leave most of the machine unused. The forms made for it have
 their own reverse rules, because what XLA derives (dilated convolutions, kernel gradients with the
@@ -16,7 +17,7 @@ import jax
 
 from biggan_jax.config import ConfigError
 from biggan_jax.models import conv_pieces as pieces
-from biggan_jax.models import forms, fused, phases, thin, winograd
+from biggan_jax.models import forms, fused, patched, phases, thin, winograd
 from biggan_jax.models.resample import avg_pool2, check_even, nearest_up2
 
 _Forms = dict[str, Callable[[jax.Array, jax.Array], jax.Array]]
@@ -26,6 +27,7 @@ FORMS: dict[str, _Forms] = {
         "plain": pieces.plain,
         "winograd": winograd.convolve,
         "thin": thin.convolve,
+        "patched": patched.convolve,
     },
     "up_conv3x3": {
         "plain": lambda x, w: pieces.plain(nearest_up2(x, form="plain"), w),
@@ -54,8 +56,8 @@ def conv3x3(
     Args:
       x: Input `[B, H, W, Cin]`, float32 or bfloat16.
       w: Kernel `[3, 3, Cin, Cout]`; cast to the dtype of `x`.
-      form: "plain", "winograd" (H and W divisible by 4), "thin" (Cin or Cout at most 8), or None
-        for the one in the table.
+      form: "plain", "winograd" (H and W divisible by 4), "thin" (Cin or Cout at most 8),
+        "patched", or None for the one in the table.
       backend: whose table: "cpu", "gpu" or "tpu"; None for JAX's default backend. A program that
         is compiled for devices that are not there names theirs.
 

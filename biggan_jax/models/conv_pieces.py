@@ -47,6 +47,13 @@ def pad1(x: jax.Array) -> jax.Array:
     return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
+def patches(x: jax.Array) -> jax.Array:
+    """The 3x3 neighbourhood of every pixel: `[B, H, W, C]` -> `[B, H, W, 9 C]`."""
+    h, w = x.shape[1:3]
+    padded = pad1(x)
+    return jnp.concatenate([padded[:, p : p + h, q : q + w] for p in range(3) for q in range(3)], 3)
+
+
 def interleave(phases: Sequence[Sequence[jax.Array]]) -> jax.Array:
     """Weaves m x m images into one: pixel `[m i + a, m j + b]` is `phases[a][b][i, j]`."""
     b, h, w, c = phases[0][0].shape

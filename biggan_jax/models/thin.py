@@ -12,13 +12,6 @@ from biggan_jax.models import conv_pieces as pieces
 CHANNELS = 8  # Of an "image" side: a product this narrow starves the matrix units.
 
 
-def _patches(x: jax.Array) -> jax.Array:
-    """The 3x3 neighbourhood of every pixel: `[B, H, W, C]` -> `[B, H, W, 9 C]`."""
-    h, w = x.shape[1:3]
-    padded = pieces.pad1(x)
-    return jnp.concatenate([padded[:, p : p + h, q : q + w] for p in range(3) for q in range(3)], 3)
-
-
 def _thin_forward(x: jax.Array, w: jax.Array) -> jax.Array:
     cin, cout = w.shape[2:]
     if cin < cout:
@@ -35,9 +28,9 @@ def _thin_forward(x: jax.Array, w: jax.Array) -> jax.Array:
 def _thin_kernel_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
     cin, cout = x.shape[-1], g.shape[-1]
     if cin < cout:
-        return pieces.kernel_product(_patches(x), g).reshape(3, 3, cin, cout)
+        return pieces.kernel_product(pieces.patches(x), g).reshape(3, 3, cin, cout)
     # Shifting the gradient one way is shifting the input the other way.
-    turned = pieces.kernel_product(x, _patches(g)).reshape(cin, 3, 3, cout)
+    turned = pieces.kernel_product(x, pieces.patches(g)).reshape(cin, 3, 3, cout)
     return turned[:, ::-1, ::-1].transpose(1, 2, 0, 3)
 
 

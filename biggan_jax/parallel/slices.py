@@ -199,6 +199,36 @@ def names(chip: Chip) -> list[str]:
     return [f"{chip.name}-{n * factor}" for n in sorted(chip.shapes)]
 
 
+# What JAX calls a device, in lower case, begins with one of these; longer ones first.
+_KINDS = {
+    "nvidia h100 80gb hbm3": "h100",
+    "nvidia h200": "h200",
+    "nvidia a100-sxm4-80gb": "a100",
+    "tpu v5 lite": "v5e",
+    "tpu v6 lite": "v6e",
+    "tpu v5": "v5p",
+    "tpu v2": "v2",
+    "tpu v3": "v3",
+    "tpu v4": "v4",
+    "tpu7x": "tpu7x",
+}
+
+
+def of_device(kind: str) -> Chip | None:
+    """Returns the chip of a device by JAX's `device_kind`, None if its figures are not known."""
+    found = [name for start, name in _KINDS.items() if kind.lower().startswith(start)]
+    return CHIPS[found[0]] if found else None
+
+
+def matrix_rate(chip: Chip, dtype: str) -> float:
+    """Returns the FLOP/s of a chip's matrix units for arrays of a dtype, at JAX's usual precision.
+
+    TPUs multiply float32 arrays in bfloat16; GPUs in TF32, which all of these do at half the rate
+    of bfloat16 (their data sheets, without sparsity).
+    """
+    return chip.bf16 / 2 if chip.platform == "gpu" and dtype == "float32" else chip.bf16
+
+
 def find(name: str) -> Slice:
     """Returns the slice of a name.
 

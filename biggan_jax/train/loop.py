@@ -36,10 +36,12 @@ from biggan_jax.train import (
     pictures,
     preemption,
     probe,
+    profile,
     report,
     rollback,
     runs,
     same_run,
+    speed,
     warm_start,
     watchdog,
 )
@@ -153,11 +155,15 @@ class _Run:
         """Restores or starts, from `first_state` or random weights, then steps to the end."""
         c = self.config
         folder = os.path.join(self.workdir, runs.CHECKPOINTS)
+        used = speed.Speed(c)
+        if used.why_not:
+            _say(f"no MFU is told: {used.why_not}")
         with (
             checkpoint.Checkpoints(folder, _what_to_keep(c), say=_say) as self.saved,
             report.Reporter(
-                self.workdir, c.num_steps, self.images_per_step, self.is_main
+                self.workdir, c.num_steps, self.images_per_step, self.is_main, used
             ) as self.reporter,
+            profile.Profile(c.profile_steps, self.workdir, _say) as self.profile,
             self._hang_watch() as self.hang,
         ):
             self.first_state = first_state
@@ -229,6 +235,7 @@ class _Run:
                 done = i + 1
                 if not self.finished_a_step:
                     self._first_step(metrics)
+                self.profile.after_step(metrics)
                 self.saved.check()
                 # Numbers of a step are read once the next is on its way: the device never waits.
                 self._judge()

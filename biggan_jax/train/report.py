@@ -18,6 +18,7 @@ import numpy as np
 
 from biggan_jax import files, host_tensorflow
 from biggan_jax.train.rollback import Rollback
+from biggan_jax.train.speed import Speed
 
 METRICS = "metrics.jsonl"
 SPECTRA = "spectra.jsonl"
@@ -32,6 +33,7 @@ class Reporter:
         num_steps: int,
         images_per_step: int,
         is_main: bool = True,
+        speed: Speed | None = None,
     ):
         """Opens nothing yet; `start` does.
 
@@ -40,15 +42,19 @@ class Reporter:
           num_steps: the step at which the run ends.
           images_per_step: real images that D sees in one step.
           is_main: whether this process is the one that writes.
+          speed: what of the hardware is used, for the progress lines; None to leave that out.
         """
         self._workdir = os.fspath(workdir)
         self._num_steps = num_steps
         self._images_per_step = images_per_step
         self._is_main = is_main
+        self._speed = speed
         self._status: dict[str, Any] = {
             "phase": "start",
             "step": 0,
             "images_per_second": None,
+            "step_seconds": None,
+            "mfu": None,
             "eta_seconds": None,
             "last_checkpoint": None,
             "rollbacks": 0,
@@ -126,22 +132,33 @@ class Reporter:
         self._events.flush()
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Prints one line: step, thousands of images, images/s since the last line, ETA, ..."""
+        """Prints one line: step, thousands of images, images/s since the last line, ETA, ...
+
+        The same rates go to TensorBoard, under `speed/`. They are no part of `metrics.jsonl`, which
+        is a function of seed and step.
+        """
         now = time.perf_counter()
         then, before = self._mark or (step, now)
         self._mark = (step, now)
         per_step = (now - before) / (step - then) if step > then else None
-        rate = eta = None
+        rate = eta = used = None
         if per_step:
             rate = self._images_per_step / per_step
             eta = max(0, self._num_steps - step) * per_step
-        self._status |= {"step": step, "images_per_second": rate, "eta_seconds": eta}
+            used = self._speed.mfu(per_step) if self._speed else None
+        rates = {"images_per_second": rate, "step_seconds": per_step, "mfu": used}
+        self._status |= {"step": step, "eta_seconds": eta} | rates
         if not self._is_main:
             return
+        known = {f"speed/{name}": value for name, value in rates.items() if value is not None}
+        if known:
+            self._events.write_scalars(step, known | _device_gib())
         parts = [
             f"step {step:,}/{self._num_steps:,}",
             f"{self._kimg(step):,.1f} kimg",
             "- images/s" if rate is None else f"{rate:,.1f} images/s",
+            "" if per_step is None else f"{1e3 * per_step:,.1f} ms a step",
+            "" if used is None else f"MFU {100 * used:.1f} %",
             f"ETA {'-' if eta is None else _clock(eta)}",
             *(f"{name} {value:.4g}" for name, value in metrics.items()),
             _memory(),
@@ -258,11 +275,20 @@ def _clock(seconds):
     return f"{hours}:{minutes:02}:{seconds:02}"
 
 
-def _memory():
+def _device_gib():
+    """What the first device says of its memory; nothing on CPUs."""
     stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_in_use" in stats:
-        peak = stats.get("peak_bytes_in_use", stats["bytes_in_use"])
-        return f"device memory {stats['bytes_in_use'] / 2**30:.2f} GiB (peak {peak / 2**30:.2f})"
+    if not stats or "bytes_in_use" not in stats:
+        return {}
+    peak = stats.get("peak_bytes_in_use", stats["bytes_in_use"])
+    used = {"device_gib": stats["bytes_in_use"], "device_peak_gib": peak}
+    return {f"speed/{name}": size / 2**30 for name, size in used.items()}
+
+
+def _memory():
+    if gib := _device_gib():
+        used, peak = gib.values()
+        return f"device memory {used:.2f} GiB (peak {peak:.2f})"
     if os.path.exists("/proc/self/statm"):
         with open("/proc/self/statm", encoding="ascii") as f:
             pages = int(f.read().split()[1])

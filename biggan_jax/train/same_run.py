@@ -21,6 +21,8 @@ FREE_KEYS = (
     "best_is",
     "sample_every",
     "compilation_cache",
+    "preset",
+    "profile_steps",
     "grace_seconds",
     "heartbeat_seconds",
     "hang_dump_seconds",

@@ -25,6 +25,8 @@ CASES = [
     ("conv3x3", "thin", (4, 8, 8, 16), 3, EXACT),
     ("conv3x3", "thin", (2, 5, 4, 3), 3, EXACT),
     ("conv3x3", "thin", (2, 1, 1, 16), 1, EXACT),
+    ("conv3x3", "patched", (4, 5, 7, 15), 13, EXACT),
+    ("conv3x3", "patched", (2, 1, 1, 16), 1, EXACT),
     ("up_conv3x3", "fused", (4, 5, 7, 16), 12, EXACT),
     ("up_conv3x3", "fused", (4, 1, 1, 16), 12, EXACT),
     ("up_conv3x3", "fused", (2, 4, 4, 3), 8, EXACT),

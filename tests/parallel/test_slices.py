@@ -87,3 +87,29 @@ def test_figures_agree_with_each_other(chip):
     if chip.platform == "tpu":
         assert chip.usable_bytes * chip.devices == pytest.approx(chip.hbm_bytes, rel=0.07)
     assert chip.source and chip.clock_source
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("TPU v3", "v3"),
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("TPU7x", "tpu7x"),
+    ],
+)
+def test_devices_are_known_by_what_jax_calls_them(kind, name):
+    chip = slices.of_device(kind)
+    assert chip is slices.CHIPS[name]
+    half = 2 if chip.platform == "gpu" else 1
+    assert slices.matrix_rate(chip, "float32") == chip.bf16 / half
+    assert slices.matrix_rate(chip, "bfloat16") == chip.bf16
+
+
+@pytest.mark.parametrize("kind", ["cpu", "NVIDIA H100 PCIe", "NVIDIA GeForce RTX 4090"])
+def test_devices_without_figures(kind):
+    assert slices.of_device(kind) is None

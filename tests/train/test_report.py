@@ -9,8 +9,11 @@ import jax
 import numpy as np
 import pytest
 
+from biggan_jax.gan import flops
 from biggan_jax.train import report
 from biggan_jax.train.report import Reporter, parameter_table
+from biggan_jax.train.speed import Speed
+from tests.gan.test_state import small_config
 
 
 def lines(folder):
@@ -83,6 +86,8 @@ def test_progress_line_and_status(tmp_path, capsys, monkeypatch):
             "phase": "train",
             "step": 1000,
             "images_per_second": None,
+            "step_seconds": None,
+            "mfu": None,
             "eta_seconds": None,
             "last_checkpoint": 1000,
             "rollbacks": 0,
@@ -99,11 +104,11 @@ def test_progress_line_and_status(tmp_path, capsys, monkeypatch):
     assert "  - images/s  ETA -  " in start
     memory = r"process memory \d+\.\d\d GiB"
     assert re.fullmatch(
-        r"step 1,010/20,000  517\.1 kimg  1,280\.0 images/s  ETA 2:06:36"
+        r"step 1,010/20,000  517\.1 kimg  1,280\.0 images/s  400\.0 ms a step  ETA 2:06:36"
         r"  d_loss 1\.235  g_loss -0\.5  " + memory,
         first,
     )
-    assert "  2,560.0 images/s  ETA 1:03:17  " in second
+    assert "  2,560.0 images/s  200.0 ms a step  ETA 1:03:17  " in second
     status = json.loads((tmp_path / "status.json").read_text())
     assert status["images_per_second"] == pytest.approx(1280)
     assert status["eta_seconds"] == pytest.approx(7596)
@@ -118,6 +123,30 @@ def test_device_memory_is_told_where_the_device_tells_it(monkeypatch):
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
     assert report._memory() == "device memory 1.50 GiB (peak 2.00)"
+
+
+def test_utilisation_where_the_hardware_is_known(tmp_path, capsys, monkeypatch):
+    config = small_config(model__dtype="bfloat16")
+    assert "'cpu'" in Speed(config).why_not and Speed(config).mfu(1.0) is None
+    speed = Speed(config, "NVIDIA H100 80GB HBM3")
+    want = flops.step(config).needed / 989e12 / 1e-6
+    assert not speed.why_not and speed.mfu(1e-6) == pytest.approx(want)
+    now = [0.0]
+    monkeypatch.setattr(report.time, "perf_counter", lambda: now[0])
+    with Reporter(tmp_path, 100, 8, speed=speed) as reporter:
+        reporter.start(0)
+        reporter.progress(1, {})
+        now[0] += 1e-6
+        reporter.progress(2, {})
+        reporter.status("train")
+    assert f"MFU {100 * want:.1f} %" in capsys.readouterr().out
+    assert json.loads((tmp_path / "status.json").read_text())["mfu"] == pytest.approx(want)
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert float(tensor(events.Tensors("speed/mfu")[0])) == pytest.approx(want)
+    assert float(tensor(events.Tensors("speed/step_seconds")[0])) == pytest.approx(1e-6)
 
 
 def test_other_processes_write_nothing(tmp_path, capsys):

@@ -1,0 +1,62 @@
+"""Times our training step beside a plain PyTorch one of the same shapes, in turns, in one run.
+
+    python -m benchmarks.torch_step --resolution=32 --ch=32 --batch=64 --d-steps=2 --json
+
+On a GPU PyTorch gets channels_last, autocast where `--dtype=bfloat16`, torch.compile, fused Adam,
+TF32; on a CPU its defaults. The last line is JSON: `ratio` (medians of the seconds a step, theirs
+over ours), `ratio_of_cpu_seconds` (processor time instead: what stays steadier on a machine with
+other work), `ratios` (of each round), `torch` (its numbers) and all that `benchmarks.train_step`
+says of ours. Needs torch.
+"""
+
+import argparse
+import os
+
+from benchmarks import common, train_step
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    train_step.add_model_arguments(parser)
+    common.add_arguments(parser)
+    parser.add_argument("--threads", type=int, help="of PyTorch on a CPU; default: one a core")
+    args = parser.parse_args(argv)
+    # Both want most of a GPU's memory; JAX would take three quarters at once.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import torch
+
+    from benchmarks import torch_networks
+
+    torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
+    config = train_step.make_config(args)
+    if config.model.arch != "biggan" or config.accumulation > 1 or config.device_count > 1:
+        parser.error("PyTorch's side has BigGAN, on one device and without accumulation alone.")
+    say = (lambda line: None) if args.json else print
+    say("compiling ...")
+    calls = {"ours": train_step.Ours(config), "torch": torch_networks.Step(config)}
+    common.take_turns(calls, args.warmup, 0, say)
+    with common.profiled(args.profile):
+        seen = common.take_turns(calls, 0, args.steps, say)
+    ours, theirs = seen["ours"], seen["torch"]
+    seconds, work = (
+        {k: common.median(v[kind]) for k, v in seen.items()} for kind in ("wall", "cpu")
+    )
+    rounds = zip(ours["wall"], theirs["wall"], strict=True)
+    result = {
+        "ratio": seconds["torch"] / seconds["ours"],
+        "ratio_of_cpu_seconds": work["torch"] / work["ours"],
+        "ratios": [round(b / a, 3) for a, b in rounds],
+        "torch": {
+            "step_seconds": seconds["torch"],
+            "cpu_seconds": work["torch"],
+            "real_images_per_second": config.batch_size * config.d_steps / seconds["torch"],
+            "memory": calls["torch"].memory(),
+            "version": torch.__version__,
+        },
+    }
+    ours = train_step.numbers(config, ours["wall"], ours["cpu"], calls["ours"])
+    common.print_json(result | ours, args)
+
+
+if __name__ == "__main__":
+    main()
