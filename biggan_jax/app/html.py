@@ -3,7 +3,7 @@
 import html
 from typing import Any
 
-from biggan_jax.app import recipes
+from biggan_jax.app import forms, recipes
 from biggan_jax.app.studio import Shown, Studio
 
 CSS = """
@@ -61,10 +61,9 @@ def grid(studio: Studio, recipe: recipes.Images, shown: Shown) -> str:
     for i, caption in enumerate(shown.captions):
         query = recipes.query(recipe, format="image", number=i)
         source = _text(f"/api/images?{query}")
-        name = f"{shown.numbers[i]:06d}_class{shown.labels[i]:04d}.png"
         alt = f"image {shown.numbers[i]} of seed {recipe.seed}, {caption}: download"
         cells.append(
-            f'<figure><a href="{source}" download="{name}">'
+            f'<figure><a href="{source}" download="{forms.name(shown, i)}">'
             f'<img src="{source}" alt="{_text(alt)}"></a>'
             f"<figcaption>{_text(caption)}</figcaption></figure>"
         )
