@@ -15,6 +15,7 @@ CSS = """
 .shots figure { margin: 0; min-width: 0; }
 .shots img, .film { width: 100%; display: block; border-radius: 3px; }
 .pixels img, .pixels .film { image-rendering: pixelated; }
+.shots a { display: block; line-height: 0; }
 .shots img { margin: 0 !important; }
 .shots figcaption { font-size: 12px; line-height: 1.4; margin: 0 !important; text-align: center;
   white-space: nowrap; overflow: hidden; text-overflow: ellipsis; color: var(--body-text-color); }
@@ -82,7 +83,7 @@ def facts(studio: Studio, recipe: recipes.Images, shown: Shown) -> str:
         studio.model.describe(recipe.truncation, recipe.mode),
         f"BN statistics: {known['statistics']}",
         known["dtype"],
-        f"{1e3 * shown.seconds / len(shown.images):.2g} ms an image",
+        f"{1e3 * shown.seconds / len(shown.images):,.1f} ms an image",
     ]
     return f'<p class="facts" role="status">{_text("; ".join(words))}</p>'
 
