@@ -32,6 +32,11 @@ def png(image: np.ndarray) -> bytes:
     return data.getvalue()
 
 
+def name(shown: Shown, place: int) -> str:
+    """Returns how `biggan sample --images` names an image: number and class."""
+    return f"{shown.numbers[place]:06d}_class{shown.labels[place]:04d}.png"
+
+
 def sheet(shown: Shown, title: str) -> bytes:
     """Returns all images on one PNG."""
     picture = sheets.sheet(shown.images, shown.columns, shown.column_labels, title=title)
@@ -41,12 +46,12 @@ def sheet(shown: Shown, title: str) -> bytes:
 
 
 def archive(shown: Shown) -> bytes:
-    """Returns a zip with a PNG an image, named as `biggan sample --images` names them."""
+    """Returns a zip with a PNG an image."""
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_STORED) as f:
-        for image, label, number in zip(shown.images, shown.labels, shown.numbers, strict=True):
+        for i, image in enumerate(shown.images):
             # A ZipInfo of its own has no time in it: the same images, the same bytes.
-            f.writestr(zipfile.ZipInfo(f"{number:06d}_class{label:04d}.png"), png(image))
+            f.writestr(zipfile.ZipInfo(name(shown, i)), png(image))
     return data.getvalue()
 
 

@@ -3,7 +3,7 @@
 import html
 from typing import Any
 
-from biggan_jax.app import recipes
+from biggan_jax.app import forms, recipes
 from biggan_jax.app.studio import Shown, Studio
 
 CSS = """
@@ -15,6 +15,7 @@ CSS = """
 .shots figure { margin: 0; min-width: 0; }
 .shots img, .film { width: 100%; display: block; border-radius: 3px; }
 .pixels img, .pixels .film { image-rendering: pixelated; }
+.shots a { display: block; line-height: 0; }
 .shots img { margin: 0 !important; }
 .shots figcaption { font-size: 12px; line-height: 1.4; margin: 0 !important; text-align: center;
   white-space: nowrap; overflow: hidden; text-overflow: ellipsis; color: var(--body-text-color); }
@@ -61,10 +62,9 @@ def grid(studio: Studio, recipe: recipes.Images, shown: Shown) -> str:
     for i, caption in enumerate(shown.captions):
         query = recipes.query(recipe, format="image", number=i)
         source = _text(f"/api/images?{query}")
-        name = f"{shown.numbers[i]:06d}_class{shown.labels[i]:04d}.png"
         alt = f"image {shown.numbers[i]} of seed {recipe.seed}, {caption}: download"
         cells.append(
-            f'<figure><a href="{source}" download="{name}">'
+            f'<figure><a href="{source}" download="{forms.name(shown, i)}">'
             f'<img src="{source}" alt="{_text(alt)}"></a>'
             f"<figcaption>{_text(caption)}</figcaption></figure>"
         )
@@ -83,7 +83,7 @@ def facts(studio: Studio, recipe: recipes.Images, shown: Shown) -> str:
         studio.model.describe(recipe.truncation, recipe.mode),
         f"BN statistics: {known['statistics']}",
         known["dtype"],
-        f"{1e3 * shown.seconds / len(shown.images):.2g} ms an image",
+        f"{1e3 * shown.seconds / len(shown.images):,.1f} ms an image",
     ]
     return f'<p class="facts" role="status">{_text("; ".join(words))}</p>'
 

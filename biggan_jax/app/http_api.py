@@ -164,7 +164,7 @@ def images(studio: studio_lib.Studio, ask: AskImages) -> Response:
     if ask.format == "image":
         if ask.number >= len(shown.images):
             raise ConfigError(f"number={ask.number}: must be below {len(shown.images)}.")
-        return _file(forms.png(shown.images[ask.number]), kind, name)
+        return _file(forms.png(shown.images[ask.number]), kind, forms.name(shown, ask.number))
     if ask.format == "sheet":
         return _file(forms.sheet(shown, title(studio, recipe)), kind, name)
     made = forms.archive(shown) if ask.format == "zip" else forms.npz(shown)

@@ -55,8 +55,8 @@ def serve(
         try:
             print("biggan app: compiling", file=sys.stderr, flush=True)
             app = http_api.make(studio)
-            page.mount(app, studio)
             page.first(studio)
+            page.mount(app, studio)
             guarded = guard.Guard(app)
 
             class Server(uvicorn.Server):

@@ -194,6 +194,7 @@ def test_an_interrupt_while_it_loads_ends_it_with_0(served, folder):
         assert process.stderr.read() == ""
 
 
+@pytest.mark.slow
 def test_a_fuzzer_finds_no_server_error(served, tmp_path):
     pytest.importorskip("schemathesis")
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{served.url}/openapi.json"]
