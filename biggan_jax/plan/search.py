@@ -73,9 +73,10 @@ def plan(
 def what_fits(config: ml_collections.ConfigDict, where: slices.Slice, every: bool, **how):
     """Compiles other settings of a config that does not fit.
 
-    Tried are, until something fits: recomputing activations, or micro-batches half as large, a
-    quarter, ...; both; smaller batches. The first changes no mathematics; micro-batches change what
-    batch norm and u see; a smaller batch is another training.
+    Tried are, until something fits: moments and EMA cut up over the devices (ZeRO-1); with it
+    recomputing activations, or micro-batches half as large, a quarter, ...; both; smaller batches.
+    The first two change no mathematics; micro-batches change what batch norm and u see; a smaller
+    batch is another training.
 
     Args:
       config: as `config.load` gives it.
@@ -149,13 +150,17 @@ def compare(
 def _groups(config, where) -> Iterator[list[list[Changes]]]:
     batch, first = config.batch_size, config.accumulation
     more = [first << i for i in range(1, 20) if not batch % ((first << i) * where.devices)]
-    remat = [] if config.model.remat else [{"model.remat": True}]
-    yield [remat, [{"accumulation": a} for a in more]]
+    zero1: Changes = {}
+    if config.parallel == "data" and where.devices > 1:
+        zero1 = {"parallel": "zero1"}  # It costs little and changes no number: kept with the rest.
+        yield [[zero1]]
+    remat = [] if config.model.remat else [zero1 | {"model.remat": True}]
+    yield [remat, [zero1 | {"accumulation": a} for a in more]]
     if remat:
-        yield [[{"model.remat": True, "accumulation": a} for a in more]]
+        yield [[*({**remat[0], "accumulation": a} for a in more)]]
     smallest = first * where.devices
     halves = [batch >> i for i in range(1, 20) if not batch % (smallest << i)]
-    yield [[{"batch_size": b} for b in halves]]
+    yield [[zero1 | {"batch_size": b} for b in halves]]
 
 
 def _changed(config, where, changes):

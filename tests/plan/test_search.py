@@ -12,12 +12,13 @@ from biggan_jax.plan import search, text
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """Needs 1 GiB an image, half with remat; returns what was compiled."""
+    """Needs 1 GiB an image, half with remat, and 1 without ZeRO-1; returns what was compiled."""
     seen = []
 
     def facts(config, where, quick, say):
         images = config.batch_size // config.accumulation // where.devices
         need = images * GIB / (2 if config.model.remat else 1)
+        need += GIB if config.parallel == "data" else 0
         seen.append((where.name, config.batch_size, config.accumulation, config.model.remat))
         common = {"quick": quick, "parameters": {"G": 1, "D": 2}, "compile_seconds": 1.0}
         if need > where.chip.usable_bytes:
@@ -37,6 +38,7 @@ def compiled(monkeypatch):
 def config(**changes):
     c = config_lib.default()
     c.model.remat = changes.pop("remat", False)
+    c.parallel = "zero1"
     c.update(**changes)
     return c
 
@@ -74,6 +76,15 @@ def test_recomputing_is_taken_where_it_suffices(compiled):
     answer = search.compare(config(batch_size=128), [V3_8])
     assert compiled[1:] == [("v3-8", 128, 1, True)]
     assert "v3-8: fits with --config.model.remat=True" in text.text(answer)
+
+
+def test_zero1_comes_first_and_stays(compiled):
+    answer = search.compare(config(batch_size=120, parallel="data"), [V3_8])
+    assert len(compiled) == 2  # 15 images and a GiB do not fit; 15 images do.
+    assert "v3-8: fits with --config.parallel=zero1" in text.text(answer)
+    answer = search.compare(config(batch_size=128, parallel="data"), [V3_8])
+    said = "v3-8: fits with --config.parallel=zero1 --config.model.remat=True"
+    assert said in text.text(answer)
 
 
 def test_both_and_then_smaller_batches_are_tried(compiled):
