@@ -5,12 +5,13 @@
 Both programs hold the same weights and see the same pictures, turn by turn: uint8 pixels in, mean
 and covariance of the 2,048 features out, resize included. `difference` says how far the features'
 means are apart, as a part of the largest. The last line is JSON: `ratio_to_torch_fidelity` (images
-a second of ours over theirs: medians of the rounds), `ratio_of_cpu_seconds` (theirs over ours: what
+a second of ours over theirs: medians of the steps), `ratio_of_cpu_seconds` (theirs over ours: what
 stays steadier on a machine with other work), the seconds of each round, and the setting. Needs the
 extra `interop`. The weights are random unless `--weights` names a `.pth` file.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import tempfile
@@ -18,7 +19,7 @@ import tempfile
 import jax
 import numpy as np
 
-from benchmarks.sample import timed
+from benchmarks import common
 from biggan_jax.evaluate import extractors, images
 from biggan_jax.evaluate.engine import Engine
 from biggan_jax.interop import pth
@@ -65,13 +66,12 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num", type=int, default=128, help="pictures a round")
     parser.add_argument("--size", type=int, default=128, help="their pixels of a side")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="of torch; JAX takes all cores")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument(
         "--weights", metavar="FILE", help="a .pth of FID's network; default: random"
     )
-    parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
+    common.add_arguments(parser, steps=5)
     args = parser.parse_args(argv)
     pictures = np.resize(made.squares(8, args.size), (args.num, args.size, args.size, 3))
     pictures = pictures ^ np.arange(args.num, dtype=np.uint8)[:, None, None, None] % 8
@@ -85,15 +85,17 @@ def main(argv=None):
         theirs = make_theirs(path, args.threads)
         held = images.FromArray(f"{folder}/pictures.npz")
     calls = {"ours": lambda: ours(held), "theirs": lambda: theirs(pictures, batch)}
-    wall, cpu, found = ({name: [] for name in calls} for _ in range(3))
-    for i in range(args.rounds + 1):
-        for name, call in calls.items():
-            found[name], a, b = timed(call)
-            if i:  # The first round compiles, and warms caches.
-                wall[name].append(a)
-                cpu[name].append(b)
-            if not args.json:
-                print(f"{i if i else 'warm-up'}: {name} {a:.2f} s, {b:.2f} s of CPU", flush=True)
+    found = {}
+
+    def keep(name, call):
+        found[name] = call()
+
+    turns = {name: functools.partial(keep, name, call) for name, call in calls.items()}
+    say = (lambda line: None) if args.json else print
+    common.take_turns(turns, args.warmup, 0, say)  # The first round compiles, and warms caches.
+    with common.profiled(args.profile):
+        seen = common.take_turns(turns, 0, args.steps, say)
+    wall, cpu = ({name: v[kind] for name, v in seen.items()} for kind in ("wall", "cpu"))
     seconds = {name: statistics.median(values) for name, values in wall.items()}
     work = {name: statistics.median(values) for name, values in cpu.items()}
     means = found["ours"][0], np.asarray(found["theirs"][0])

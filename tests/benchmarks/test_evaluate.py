@@ -30,7 +30,7 @@ def test_the_line_says_how_fast_and_how_far_apart(monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "make_theirs", theirs)
     monkeypatch.setattr(evaluate.pth, "write", lambda path, state: None)
     monkeypatch.setattr(evaluate.made, "inception_state", dict)
-    evaluate.main(["--num=6", "--size=16", "--rounds=3", "--json"])
+    evaluate.main(["--num=6", "--size=16", "--warmup=1", "--steps=3", "--json"])
     assert calls == ["ours", "theirs"] * 4
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["difference"] == pytest.approx(0.5)
