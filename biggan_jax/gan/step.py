@@ -130,10 +130,8 @@ class Update:
         """Variables for `apply`, and what of `spectral` is moved before it."""
         if self.mesh.size == 1:
             return {"params": params, "spectral": spectral}, {}
-        # Cut up before the two gradients of a kernel, its own and sigma's, are added.
-        back = self._gradients_in_parts
-        sigma, moved = sigmas.find(back(params), spectral, self.mesh, self.config["model"])
-        return {"params": back(params), "sigma": sigma}, {"spectral": moved}
+        sigma, moved = sigmas.find(params, spectral, self.mesh, self.config["model"])
+        return {"params": params, "sigma": sigma}, {"spectral": moved}
 
     def d_gradients(self, state: GanState, real, real_labels, z, labels):
         """Gradients of one D micro-batch.
@@ -313,16 +311,6 @@ class Update:
         """With ZeRO-1, each device's part of weights; else the tree."""
         zero1 = self.config["parallel"] == "zero1"
         return mesh_lib.placed(tree, self.mesh, "zero1") if zero1 else tree
-
-    def _gradients_in_parts(self, tree):
-        """The tree itself, whose gradients are cut up as `_parts` does."""
-
-        @jax.custom_vjp
-        def same(tree):
-            return tree
-
-        same.defvjp(lambda tree: (tree, None), lambda _, grads: (self._parts(grads),))
-        return same(tree)
 
     def _whole(self, tree):
         """What `_parts` gave, whole on every device again."""
