@@ -128,7 +128,7 @@ class Update:
 
     def _with_sigmas(self, params, spectral):
         """Variables for `apply`, and what of `spectral` is moved before it."""
-        if self.mesh.size == 1:
+        if not sigmas.worth_sharing(params, self.mesh):
             return {"params": params, "spectral": spectral}, {}
         sigma, moved = sigmas.find(params, spectral, self.mesh, self.config["model"])
         return {"params": params, "sigma": sigma}, {"spectral": moved}

@@ -9,32 +9,34 @@ from biggan_jax.train.checkpoint import Checkpoints
 from tests.gan.test_step import make_batch, relative
 
 DEVICES = 8
+KINDS = {"alone": ("data", 1), "data": ("data", DEVICES), "zero1": ("zero1", DEVICES)}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def everything_counts():
-    """Weights of a small model are cut up too."""
+    """Weights of a small model are cut up too, and its sigmas found together."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mesh_lib, "_SMALL", 0)
         patch.setattr("biggan_jax.gan.regularizers._WORTH_SHARING", 0)
+        patch.setattr("biggan_jax.gan.sigmas._WORTH_SHARING", 0)
         yield
 
 
-def config_of(parallel):
+def config_of(parallel, devices=DEVICES):
     c = config_lib.default()
     c.model.update(resolution=16, g_ch=4, d_ch=4, num_classes=5, shared_dim=8, z_dim=12)
     c.model.update(g_attention=(), d_attention=())
     c.update(batch_size=16, parallel=parallel)
     c.optim.g_ortho = 0.1
     c.ema.update(start=0, decay=0.5)
-    return config_lib.resolve(c, DEVICES)
+    return config_lib.resolve(c, devices)
 
 
 @pytest.fixture(scope="module")
 def runs():
     found = {}
-    for parallel in config_lib.PARALLEL:
-        config, mesh = config_of(parallel), mesh_lib.make_mesh(DEVICES)
+    for name, (parallel, devices) in KINDS.items():
+        config, mesh = config_of(parallel, devices), mesh_lib.make_mesh(devices)
         state = step_lib.init_state(config, mesh)
         step = step_lib.make_train_step(config, mesh).lower(state, make_batch(config, mesh))
         step = step.compile()
@@ -42,15 +44,17 @@ def runs():
         for i in range(2):
             state, metrics = step(state, make_batch(config, mesh, i))
             seen.append(metrics)
-        found[parallel] = config, mesh, step, state, seen
+        found[name] = config, mesh, step, state, seen
     return found
 
 
-def test_zero1_is_the_same_training(runs):
-    (*_, whole, whole_seen), (*_, parts, parts_seen) = runs["data"], runs["zero1"]
+@pytest.mark.parametrize("one, other", [("data", "zero1"), ("alone", "data")])
+def test_it_is_the_same_training(runs, one, other):
+    """With ZeRO-1 and without; sharing sigmas and orthogonal regularisation, and on one device."""
+    (*_, whole, whole_seen), (*_, parts, parts_seen) = runs[one], runs[other]
     for a, b in zip(whole_seen, parts_seen, strict=True):
         for name in a:  # Sums in another order.
-            np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-5, err_msg=name)
     kernels = 0
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(parts), strict=True
@@ -77,6 +81,7 @@ def test_each_device_keeps_its_part(runs):
 
 def test_it_changes_no_more_than_who_works_on_what(runs):
     flops = {name: step.cost_analysis()["flops"] for name, (_, _, step, *_) in runs.items()}
+    assert flops["data"] < flops["alone"] / 4
     assert flops["zero1"] < flops["data"]
     assert "all-gather" in runs["zero1"][2].as_text()
 
