@@ -1,4 +1,4 @@
-"""Measures the forms of convolutions and of attention; writes the table that chooses them.
+"""Measures the forms of convolutions, resizing and attention; writes the table that chooses them.
 
     python -m benchmarks.conv_forms                 # what the table says, and the times beside it
     python -m benchmarks.conv_forms --write         # measures, and writes this backend's part of it
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from biggan_jax.models import attend, conv, forms
+from biggan_jax.models import attend, conv, forms, resample
 
 GAIN = 1.05  # What a form must be faster by than the plain one.
 # Thresholds of the table: (from so many channels on, measured with so many).
@@ -63,6 +63,14 @@ def convolution(operation, form, side, cin, cout, gflop, dtype):
     f = lambda x, w: getattr(conv, operation)(x, w, form=form)  # noqa: E731
     g = draw(*jax.eval_shape(f, x, w).shape, dtype=dtype)
     return with_gradients(f), (g, x, w)
+
+
+def resizing(operation, form, side, channels, gflop, dtype):
+    """As `convolution`, of a change of size alone; a number of it counts as 100 FLOPs."""
+    batch = int(np.clip(gflop * 1e9 / (100 * side * side * channels), 1, 256))
+    x = draw(batch, side, side, channels, dtype=dtype)
+    f = lambda x: getattr(resample, operation)(x, form=form)  # noqa: E731
+    return with_gradients(f), (draw(*jax.eval_shape(f, x).shape, dtype=dtype), x)
 
 
 def attention(form, side, channels, gflop, dtype):
@@ -114,6 +122,13 @@ def rows(quick, gflop, dtype):
                     programs[form] = parts
             at_side = max(1, side // 2) if operation == "up_conv3x3" else side
             yield operation, at, at_side, programs
+    for operation in ("nearest_up2", "avg_pool2"):
+        for (at, width), side in itertools.product(channels, sides):
+            found = {
+                form: [resizing(operation, form, side, width, gflop, dtype)]
+                for form in resample.FORMS
+            }
+            yield operation, at, side, found
     for side in (8,) if quick else ATTENTION_SIDES:
         found = {form: attention(form, side, 48, gflop, dtype) for form in attend.FORMS}
         yield "attention", 1, side, {form: [p] for form, p in found.items() if p}
