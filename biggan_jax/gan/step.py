@@ -15,30 +15,13 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from biggan_jax import config as config_lib
-from biggan_jax.gan import ema, losses, regularizers, sigmas
+from biggan_jax.gan import ema, losses, metrics, regularizers, sigmas
 from biggan_jax.gan import state as state_lib
 from biggan_jax.gan.state import GanState
 from biggan_jax.models import networks
 from biggan_jax.parallel import mesh as mesh_lib
 
 Batch = Mapping[str, Any]
-Metrics = dict[str, jax.Array]
-
-
-# What the bits of the metric `bad` say is not finite.
-BAD = {
-    1: "a loss",
-    2: "D's gradients",
-    4: "G's gradients",
-    8: "D's parameters",
-    16: "G's parameters",
-    32: "G's statistics or a u",
-}
-
-
-def bad_text(mask: int) -> str:
-    """Returns what a value of the metric `bad` names, "" for 0: "a loss, D's gradients"."""
-    return ", ".join(what for bit, what in BAD.items() if mask & bit)
 
 
 class Control(NamedTuple):
@@ -257,7 +240,7 @@ class Update:
 
     def step(
         self, state: GanState, batch: Batch, control: Control | None = None
-    ) -> tuple[GanState, Metrics]:
+    ) -> tuple[GanState, metrics.Metrics]:
         """One whole step.
 
         Args:
@@ -269,7 +252,7 @@ class Update:
         Returns:
           The state after it, and scalar metrics: means over the step's micro-batches, norms of the
           gradients of G's update and of D's last, the norms of all weights after it, and `bad`, 0
-          or what is not finite (see `BAD`).
+          or what is not finite (see `metrics.BAD`).
         """
         c = self.config
         control = Control() if control is None else control
@@ -301,11 +284,11 @@ class Update:
         )
         # The norms show growing weights and tell, before a checkpoint is written, that all of them
         # are numbers.
-        metrics = _metrics(d_seen, g_seen) | {
+        seen = metrics.of_step(d_seen, g_seen) | {
             "g_norm": optax.tree.norm(self._parts(state.g_params)),
             "d_norm": optax.tree.norm(self._parts(state.d_params)),
         }
-        return state, metrics | {"bad": _bad(metrics, state)}
+        return state, seen | {"bad": metrics.bad(seen, state)}
 
     def _parts(self, tree):
         """With ZeRO-1, each device's part of weights; else the tree."""
@@ -359,46 +342,6 @@ class Update:
         return images
 
 
-def _metrics(d_seen: list[dict], g_seen: dict) -> Metrics:
-    real = jnp.stack([x["real"] for x in d_seen])
-    fake = jnp.stack([x["fake"] for x in d_seen])
-    loss_real, loss_fake = losses.d_hinge(real, fake)
-    return {
-        "d_loss": loss_real + loss_fake,
-        "d_loss_real": loss_real,
-        "d_loss_fake": loss_fake,
-        "g_loss": losses.g_hinge(g_seen["fake"]),
-        "d_real": real.mean(),
-        "d_fake": fake.mean(),
-        # Of the last update alone: reading all gradients costs time, and what was not finite in an
-        # earlier one is so in the last one too.
-        "d_grad_norm": d_seen[-1]["grad_norm"],
-        "g_grad_norm": g_seen["grad_norm"],
-    }
-
-
-def _bad(metrics: Metrics, state: GanState) -> jax.Array:
-    """Which of `BAD` is not finite: int32.
-
-    A norm is finite if all it is made of is, and below 1.8e19: beyond, its square is no float32.
-    Such weights are as lost as infinite ones. Losses alone would not do: XLA's CPU programs may
-    take max(NaN, 0) for 0, so that D's last ReLU hides a NaN from the logits, not from gradients.
-    The average of the parameters and the optimizers' moments are not read: they follow from these.
-    """
-    statistics = state.g_batch_stats, state.ema_batch_stats
-    rest = optax.tree.norm((statistics, state.g_spectral, state.d_spectral))
-    values = {
-        1: metrics["d_loss"] + metrics["g_loss"],
-        2: metrics["d_grad_norm"],
-        4: metrics["g_grad_norm"],
-        8: metrics["d_norm"],
-        16: metrics["g_norm"],
-        32: rest,
-    }
-    bits = [jnp.where(jnp.isfinite(value), 0, bit) for bit, value in values.items()]
-    return jnp.stack(bits).sum().astype(jnp.int32)
-
-
 class TrainStep:
     """The jitted `(state, batch, control=None) -> (state, metrics)`; the state is donated.
 
@@ -417,7 +360,7 @@ class TrainStep:
 
     def __call__(
         self, state: GanState, batch: Batch, control: Control | None = None
-    ) -> tuple[GanState, Metrics]:
+    ) -> tuple[GanState, metrics.Metrics]:
         """Runs the step; see `Update.step`."""
         if control is None:
             return self._usual(state, batch)

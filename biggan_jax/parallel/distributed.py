@@ -245,6 +245,8 @@ class _Run:
         teller.join(_LEAVE_SECONDS)
 
     def _tell(self, code):
+        if self.store is None:
+            return  # The processes have not come together.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self.store.put(f"left/{self.me}", str(code))
             while self.me == 0 and len(self.store.all("left")) < self.count:

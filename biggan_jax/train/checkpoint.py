@@ -50,6 +50,8 @@ REMAINS = re.compile(r"(\d+)\.(old|tmp|orbax-checkpoint-tmp.*)")
 # TensorStore tells of the disk's answers in the text of a ValueError.
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 
+Manifests = Mapping[int, Mapping[str, Any]]  # By step.
+
 
 class Checkpoints:
     """The checkpoints of one run. In a run of many processes all of them make the same calls."""
@@ -59,6 +61,7 @@ class Checkpoints:
         directory: str | os.PathLike[str],
         keep: Keep | int | None,
         say: Callable[[str], None] | None = None,
+        known: Callable[[Manifests], Mapping[int, Mapping[str, float]]] | None = None,
     ):
         """Opens a directory of checkpoints.
 
@@ -67,6 +70,8 @@ class Checkpoints:
           keep: which to keep; a number is that of the latest ones. `None` opens for reading only:
             nothing is made, removed or renamed, so that a run may be looked at while it trains.
           say: called with each line meant for the user; by default they go to stderr.
+          known: gives the numbers known of each checkpoint, by step, for what is best; by default
+            those it was saved with.
 
         Raises:
           ValueError: if `keep` is below 1.
@@ -77,6 +82,7 @@ class Checkpoints:
         logging.getLogger("absl").addFilter(_not_from_orbax)
         self._directory = os.path.abspath(directory)
         self._is_main = jax.process_index() == 0
+        self._known = known or _saved_with
         self._say = say or (lambda line: print(line, file=sys.stderr))
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -319,8 +325,7 @@ class Checkpoints:
     def _remove_old(self, keep):
         steps = self.steps()
         manifests = self.manifests() if keep.best else {}
-        metrics = {step: content["metrics"] for step, content in manifests.items()}
-        for step in set(steps) - keep.choose(steps, metrics):
+        for step in set(steps) - keep.choose(steps, self._known(manifests)):
             # Renamed first, so that half of one is not taken for a damaged one.
             old = self._place(step) + ".old"
             os.rename(self._place(step), old)
@@ -402,6 +407,10 @@ def find_manifest(place: str) -> dict[str, Any] | None:
     if str(content["step"]) != os.path.basename(place):
         raise Damaged(f"its manifest is that of step {content['step']}")
     return content
+
+
+def _saved_with(manifests):
+    return {step: content["metrics"] for step, content in manifests.items()}
 
 
 def _of_main(numbers):

@@ -1,10 +1,11 @@
 """The loop around the step: data in, reports, pictures and checkpoints out.
 
-It can die at any instruction: batches and draws are functions of (seed, step, rollbacks so far), so
-starting it again from the latest checkpoint gives the run that would have been.
+It can die at any instruction: batches and draws are functions of (seed, step, rollbacks to before
+it), so starting it again from any checkpoint gives the run that would have been.
 """
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -43,6 +44,7 @@ from biggan_jax.train import (
     same_run,
     speed,
     warm_start,
+    watch_scores,
     watchdog,
 )
 from biggan_jax.train.keep import Keep
@@ -159,7 +161,12 @@ class _Run:
         if used.why_not:
             _say(f"no MFU is told: {used.why_not}")
         with (
-            checkpoint.Checkpoints(folder, _what_to_keep(c), say=_say) as self.saved,
+            checkpoint.Checkpoints(
+                folder,
+                _what_to_keep(c),
+                _say,
+                functools.partial(watch_scores.of_checkpoints, self.workdir),
+            ) as self.saved,
             report.Reporter(
                 self.workdir, c.num_steps, self.images_per_step, self.is_main, used
             ) as self.reporter,
@@ -208,28 +215,43 @@ class _Run:
                     f"num_steps={c.num_steps}: {self.workdir!r} is at step {first} already."
                 )
             _say(f"going on from the checkpoint of step {first:,}")
-        count = len(self.ledger.rollbacks)
-        self.control = step_lib.Control(np.int32(count), np.float32(c.watch.g_lr_factor**count))
         self.last_saved = first
-        self.vectors: Any = None  # Of looks at what was left behind, perhaps NaN.
-        self.reporter.start(first, self.ledger.rollbacks)
+        self._enter(first)
+        count = len(self.ledger.rollbacks)
         self.reporter.status("train", last_checkpoint=first or None, rollbacks=count)
 
+    def _enter(self, step):
+        """What the rollbacks change from a step on."""
+        held = self.ledger.until(step)
+        self.held, factor = len(held), self.config.watch.g_lr_factor
+        self.control = step_lib.Control(np.int32(self.held), np.float32(factor**self.held))
+        self.vectors: Any = None  # Of looks at what was left behind, perhaps NaN.
+        self.reporter.start(step, held)
+        if held and held[-1].to == step:
+            self.watchdog.after_rollback(step)
+
     def _stretch(self, batches):
-        """Steps to the end, or until a rollback; returns whether the end was reached."""
+        """Steps to the end or to where a rollback begins or began; returns whether to the end."""
+        end = self.config.num_steps
+        border = self.ledger.next_after(int(self.state.step))
         try:
-            self._steps(batches)
-            return True
+            if border is None or border >= end:
+                self._steps(batches, end)
+                return True
+            self._steps(batches, border)
+            self._judge()
+            self._enter(border)
+            return False
         except _Alarmed as e:
             self._answer(e.alarm, e.numbers)
             return False
 
-    def _steps(self, batches):
+    def _steps(self, batches, end):
         c, first = self.config, int(self.state.step)
         if not self.finished_a_step and first < c.num_steps:
             _say("compiling the step; the first one takes a while ...")
         # Left as a context, so that no thread is at the devices when the process ends.
-        with batches.prefetch(first, c.num_steps, put=self._put) as on_devices:
+        with batches.prefetch(first, end, put=self._put) as on_devices:
             for i, batch in on_devices:
                 self.state, metrics = self.step_fn(self.state, batch, self.control)
                 done = i + 1
@@ -315,7 +337,7 @@ class _Run:
             "step": step,
             "images": images,
             "kimg": images / 1000,
-            "rollbacks": len(self.ledger.rollbacks),
+            "rollbacks": self.held,
             "watch": self.watchdog.state(),
             "config_sha256": config_lib.fingerprint(self.config),
             "config": json.loads(config_lib.to_json(self.config)),
@@ -371,7 +393,6 @@ class _Run:
             f" {to:,}, with other random numbers"
         )
         self._begin(healthy)
-        self.watchdog.after_rollback(int(self.state.step))
 
     def _evidence(self, number, alarm, numbers):
         """Keeps what a rollback would lose: the numbers so far, and a sheet; returns where."""
@@ -430,7 +451,7 @@ def _what_to_keep(c):
 
 
 def _check_best_metric(c, metrics):
-    if c.keep_best and c.best_metric not in metrics:
+    if c.keep_best and c.best_metric not in metrics and watch_scores.MARK not in c.best_metric:
         raise config_lib.ConfigError(
             f"best_metric={c.best_metric!r}: must be one of {', '.join(sorted(metrics))}."
         )

@@ -2,7 +2,8 @@
 
 The first signal asks: the loop saves and leaves with code 75. It has so many seconds of grace;
 then, or at a second signal, the process leaves as it stands, and the last checkpoint counts. While
-there is nothing to save (start-up, compilation), it leaves at once.
+there is nothing to save (start-up, compilation), it leaves at once; while it still looks for the
+other processes, after some seconds, as they may have been asked before it and be gone.
 
 Python runs signal handlers between two of its own instructions, and a compilation is one of them
 for minutes. So a thread listens where the interpreter notes signals at once.
@@ -27,6 +28,7 @@ from biggan_jax.parallel import distributed
 
 EXIT_CODE = 75  # EX_TEMPFAIL: saved on request, start me again.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_JOIN_SECONDS = 5.0  # Less than launchers leave between SIGTERM and SIGKILL.
 _POLL = 0.5  # Seconds between two looks at whether another process was asked.
 
 
@@ -152,6 +154,8 @@ class Preemption:
         while not self._end.is_set():
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             ready, _, _ = select.select([self._read], [], [], left)
+            if not ready and not self._joined:
+                self._leave("the other processes are not there")
             if not ready:
                 self._leave(f"the save was not done within {self._grace:g} seconds")
             for number in os.read(self._read, 64):
@@ -159,10 +163,11 @@ class Preemption:
                     continue
                 if deadline is not None:
                     self._leave("a second signal came")
-                deadline = time.monotonic() + self._grace
                 with self._lock:
                     self.requested = signal.Signals(number).name
                     alone = self._joined and self._store is None
+                    grace = self._grace if self._joined else min(self._grace, _JOIN_SECONDS)
+                deadline = time.monotonic() + grace
                 if alone:
                     self._agree()
                 self._wake.set()

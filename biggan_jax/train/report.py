@@ -85,7 +85,7 @@ class Reporter:
         path = os.path.join(self._workdir, SPECTRA)
         _drop_lines_after(path, step)
         self._looks = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        self._events = _summary_writer(self._workdir)
+        self._events = summary_writer(self._workdir)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line to `metrics.jsonl` and the same numbers to the TensorBoard events.
@@ -229,7 +229,8 @@ def parameter_table(params: Mapping[str, Any]) -> str:
     return f"{table}\nTotal: {sum(row.size for row in rows):,} parameters"
 
 
-def _summary_writer(workdir):
+def summary_writer(workdir: str) -> Any:
+    """Returns clu's writer of TensorBoard events into a folder; to be closed."""
     host_tensorflow.load()
     from clu.metric_writers import SummaryWriter
 

@@ -2,7 +2,8 @@
 
 They are a list in `rollbacks.json`, written before anything else of a rollback happens: whenever
 the process dies, the next start finishes what the list says. A run's draws and rates follow from
-its config, the step and this list.
+its config, the step and this list: a rollback holds from the step it went back to. A run that has
+to go on from before that step, as its checkpoints were damaged, comes to it by the draws of then.
 """
 
 import dataclasses
@@ -56,6 +57,16 @@ class Ledger:
                 f"{self._path}: is damaged ({e}); without it nobody knows which random numbers the"
                 " run goes on with. Restore it, or remove it to go on as if there had been none."
             ) from e
+
+    def until(self, step: int) -> list[Rollback]:
+        """Returns the rollbacks up to the newest that holds in step `step` + 1."""
+        number = max((back.number for back in self.rollbacks if back.to <= step), default=0)
+        return [back for back in self.rollbacks if back.number <= number]
+
+    def next_after(self, step: int) -> int | None:
+        """Returns the first step after `step` from which on another rollback holds, if any."""
+        later = self.rollbacks[len(self.until(step)) :]
+        return min((back.to for back in later), default=None)
 
     def add(self, rollback: Rollback) -> None:
         """Writes one more down, for good."""

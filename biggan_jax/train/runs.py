@@ -15,6 +15,7 @@ from biggan_jax.train import checkpoint
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 DATA = "data_report.json"
+STATUS = "status.json"
 
 
 def read_config(run: str) -> ml_collections.FrozenConfigDict:
@@ -28,6 +29,15 @@ def read_config(run: str) -> ml_collections.FrozenConfigDict:
         raise config_lib.ConfigError(f"{run!r} is not a run folder: it holds no {CONFIG}.")
     with open(path) as f:
         return config_lib.from_json(f.read())
+
+
+def phase(run: str) -> str | None:
+    """Returns what a run says it does, as of `Reporter.status`; None where it has not said."""
+    try:
+        with open(os.path.join(run, STATUS)) as f:
+            return json.load(f)["phase"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def load_state(run: str, step: int | None = None):

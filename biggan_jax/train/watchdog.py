@@ -31,7 +31,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from biggan_jax.gan import step as step_lib
+from biggan_jax.gan import metrics as gan_metrics
 
 _LOOKS = 50  # Looks whose median diversity is the usual one.
 _FEWEST_LOOKS = 5  # That have a median worth the name.
@@ -83,7 +83,7 @@ class Watchdog:
           step: how many steps are done.
           metrics: of that step: `bad`, `d_loss`, `g_loss`, `d_real`, `d_fake` at least.
         """
-        lost = step_lib.bad_text(int(metrics["bad"])) if math.isfinite(metrics["bad"]) else "bad"
+        lost = gan_metrics.bad_text(int(metrics["bad"])) if math.isfinite(metrics["bad"]) else "bad"
         lost = lost or ", ".join(k for k, v in metrics.items() if not math.isfinite(v))
         if lost:
             return Alarm("nan", step, step, lost, f"step {step:,}: not a finite number: {lost}.")

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from biggan_jax.gan import losses
+from biggan_jax.gan import metrics as gan_metrics
 from biggan_jax.gan import step as step_lib
 from biggan_jax.parallel import mesh as mesh_lib
 from tests.gan.test_state import small_config
@@ -420,16 +421,16 @@ def test_each_place_has_its_bit(bit, name, value):
     metrics |= {n: jnp.float32(1) for n in ("d_grad_norm", "g_grad_norm")}
     config, mesh, _ = controlled()
     state = step_lib.init_state(config, mesh)
-    assert int(step_lib._bad(metrics, state)) == 0
+    assert int(gan_metrics.bad(metrics, state)) == 0
     if name in metrics:
         metrics[name] = jnp.float32(value)
     else:
         leaves, tree = jax.tree.flatten(getattr(state, name))
         leaves[-1] = leaves[-1].at[(0,) * leaves[-1].ndim].set(value)
         state = state.replace(**{name: jax.tree.unflatten(tree, leaves)})
-    assert int(step_lib._bad(metrics, state)) == bit
+    assert int(gan_metrics.bad(metrics, state)) == bit
 
 
 def test_bad_in_words():
-    assert step_lib.bad_text(0) == ""
-    assert step_lib.bad_text(1 | 16) == "a loss, G's parameters"
+    assert gan_metrics.bad_text(0) == ""
+    assert gan_metrics.bad_text(1 | 16) == "a loss, G's parameters"

@@ -22,6 +22,10 @@ from biggan_jax.train import listing, manifest
 from biggan_jax.train.checkpoint import Checkpoints
 from biggan_jax.train.digest import digest
 
+# Orbax closes its event loop at the first array that fails, while TensorStore still reads others;
+# when one of those ends later, it finds the loop closed, and Python prints that it ignores this.
+LATE_READS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def make_state(step):
     """Sharded and replicated arrays, each too large and too random to be stored among others."""
@@ -116,6 +120,7 @@ def where_tensors_lie(place):
     return found
 
 
+@LATE_READS
 def test_a_bit_in_any_tensor_is_caught(saved, tmp_path):
     rng = np.random.default_rng(0)
     chunks = where_tensors_lie(saved / "4" / "state")
@@ -208,9 +213,7 @@ def save_as_before_manifests(folder, step):
         manager.save(step, args=ocp.args.Composite(state=state, meta=ocp.args.JsonSave({"a": 1})))
 
 
-# Orbax closes its event loop at the first array that fails, while TensorStore still reads others;
-# when one of those ends later, it finds the loop closed, and Python prints that it ignores this.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@LATE_READS
 def test_checkpoints_of_before_manifests_are_read_and_said_to_be_unverified(tmp_path):
     for step in (2, 4):
         save_as_before_manifests(tmp_path, step)

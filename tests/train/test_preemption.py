@@ -1,6 +1,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -70,6 +71,42 @@ def test_leaves_with_75(number, what, grace, printed, said):
     assert (process.returncode, out) == (75, printed)
     assert number.name in err
     assert said in err
+
+
+CONNECTING = """
+from biggan_jax.parallel import distributed
+from biggan_jax.train.preemption import Preemption
+with Preemption(grace_seconds=300):
+    print("ready", flush=True)
+    with distributed.joined(10):
+        print("together", flush=True)
+"""
+
+
+def test_looking_for_processes_that_have_gone_it_leaves():
+    """As where all are asked at the start, and the one that all would meet at was the first."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{place.getsockname()[1]}"  # Nobody listens there.
+        cluster = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+        process = subprocess.Popen(
+            [sys.executable, "-c", CONNECTING],
+            env=os.environ | cluster | {"JAX_PROCESS_ID": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            try:
+                assert process.stdout.readline() == "ready\n"
+                time.sleep(1)
+                process.send_signal(signal.SIGTERM)
+                out, err = process.communicate(timeout=60)
+            finally:
+                process.kill()
+    assert (process.returncode, out) == (75, "")
+    assert "SIGTERM: the other processes are not there; leaving with code 75" in err
+    assert "Traceback" not in err
 
 
 def test_a_second_signal_leaves_at_once():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from biggan_jax import cli
 from biggan_jax import config as config_lib
 from biggan_jax.gan import step as step_lib
-from biggan_jax.train import digest, loop, overview, watchdog
+from biggan_jax.train import digest, loop, overview, rollback, watchdog
 from biggan_jax.train.checkpoint import Checkpoints
 
 
@@ -48,7 +49,7 @@ def read(path):
 def test_nan_is_rolled_back_and_the_run_ends(watched, tmp_path, poisoned, capsys):
     undisturbed = loop.train(watched, str(tmp_path / "undisturbed"))
     poisoned(6)
-    watched.watch.g_lr_factor = 0.5
+    watched.watch.g_lr_factor, watched.keep_checkpoints = 0.5, 9
     run = tmp_path / "run"
     state = loop.train(watched, str(run))
     out = capsys.readouterr().out
@@ -87,6 +88,17 @@ def test_nan_is_rolled_back_and_the_run_ends(watched, tmp_path, poisoned, capsys
     loop.train(first, str(parts))
     again = loop.train(watched, str(parts))
     assert digest.digest(again) == digest.digest(state)
+    # So does going on from before the step that was gone back to: to that step by the first draws.
+    for step in (4, 6, 8):
+        shutil.rmtree(run / "checkpoints" / str(step))
+    lines = (run / "metrics.jsonl").read_text()
+    again = loop.train(watched, str(run))
+    assert "going on from the checkpoint of step 2\n" in capsys.readouterr().out
+    assert digest.digest(again) == digest.digest(state)
+    assert (run / "metrics.jsonl").read_text() == lines
+    with Checkpoints(run / "checkpoints", keep=None) as saved:
+        made = {step: content["meta"]["rollbacks"] for step, content in saved.manifests().items()}
+    assert made == {2: 0, 4: 0, 6: 1, 8: 1}
 
 
 def test_three_in_a_row_stop_the_run_with_code_3(watched, tmp_path, poisoned, capsys, data_dir):
@@ -171,3 +183,16 @@ def test_a_collapse_goes_back_by_the_margin(watched, tmp_path, monkeypatch):
     assert (entry["at"], entry["to"]) == (8, 4)
     # What later checkpoints hold is kept, and does not count.
     assert "rolled-back-1-6" in os.listdir(tmp_path / "run" / "checkpoints")
+
+
+def test_which_rollbacks_hold(tmp_path):
+    """The run went to 80 and on, then from 95 to 40, then from 200 to 160."""
+    ledger = rollback.Ledger(str(tmp_path), is_main=True)
+    assert ledger.until(7) == [] and ledger.next_after(7) is None
+    for number, (at, to) in enumerate([(91, 80), (95, 40), (200, 160)], 1):
+        ledger.add(rollback.Rollback(number, at, to, "nan", ""))
+    again = rollback.Ledger(str(tmp_path), is_main=False)
+    held = {step: len(again.until(step)) for step in (0, 39, 40, 79, 80, 159, 160, 999)}
+    assert held == {0: 0, 39: 0, 40: 2, 79: 2, 80: 2, 159: 2, 160: 3, 999: 3}
+    borders = {step: again.next_after(step) for step in (0, 39, 40, 80, 159, 160)}
+    assert borders == {0: 40, 39: 40, 40: 160, 80: 160, 159: 160, 160: None}
