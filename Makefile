@@ -1,8 +1,10 @@
 # make demo   trains BigGAN on handwritten digits on the CPU
 # make test   lint and all tests; those against the PyTorch programs are skipped without torch
+# make long   the tests that take too long for every change: networks of full size
 # make lint   format, lint and types only
 # make interop  installs what tests compare with or need: torch, the PyTorch programs, the TPU
-#               compiler, the app's page and what looks at it
+#               compiler, the app's page and what looks at it, and pictures (16 MB), for
+#               which it needs npm
 #
 # Each makes the environment it needs in .venv first. PYTHON says which Python that is made of.
 
@@ -10,7 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint interop
+.PHONY: demo test long lint interop
 
 demo: .venv/.installed
 	$(BIN)/biggan train --config=configs/digits.py --workdir=runs/digits
@@ -18,8 +20,12 @@ demo: .venv/.installed
 
 # Most of it is compiling, which uses one core; tests of several processes want the machine alone.
 test: lint
-	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile -m "not multiprocess"
-	$(BIN)/python -m pytest -m multiprocess
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile \
+	  -m "not multiprocess and not long"
+	$(BIN)/python -m pytest -m "multiprocess and not long"
+
+long: .venv/.installed-test
+	$(BIN)/python -m pytest -m long
 
 lint: .venv/.installed-test
 	$(BIN)/ruff format --check
@@ -51,4 +57,6 @@ interop: .venv/.installed-interop
 .venv/.installed-interop: .venv/.made setup.py constraints.txt
 	@echo "Installing into .venv; this takes a few minutes."
 	$(PIP_INSTALL) -e ".[test,interop,plan,app]"
+	mkdir -p .venv/emoji
+	cd .venv/emoji && npm pack --silent @lobehub/fluent-emoji-3d@1.1.0
 	@touch $@

@@ -81,6 +81,7 @@ setuptools.setup(
             "clean-fid==0.1.35",
             "scipy<1.18",  # clean-fid asks sqrtm for what 1.18 does not give any more.
             "prdc==0.2",
+            "timm==1.0.31",  # DINOv2's network.
             "foolbox==3.3.4",  # For the twenty photos with ImageNet's labels that it ships.
             EFFNETLITE0,
             "playwright>=1.60.0",  # The app's page in a browser; .ci/run installs the browser.

@@ -52,26 +52,23 @@ def main(argv=None):
     parser.add_argument("--only", help="with commas; default: all that can run here")
     common.add_arguments(parser)
     args = parser.parse_args(argv)
-    say = (lambda line: None) if args.json else print
     made = programs(args)
     calls = {
         form: lambda compiled=compiled, arrays=arrays: jax.block_until_ready(compiled(*arrays))
         for form, (compiled, arrays) in made.items()
     }
-    common.take_turns(calls, args.warmup, 0, say)
-    with common.profiled(args.profile):
-        seen = common.take_turns(calls, 0, args.steps, say)
+    _, _, medians = common.side_by_side(calls, args)
     queries, width = args.side**2, args.channels // 8 + args.channels // 2
     flops = 3 * 2 * args.batch * queries * (queries // 4) * width
     cores = len(os.sched_getaffinity(0))
     rows = {
         form: {
-            "ms": 1e3 * common.median(times["wall"]),
-            "cpu_ms": 1e3 * common.median(times["cpu"]) / cores,
+            "ms": 1e3 * medians["wall"][form],
+            "cpu_ms": 1e3 * medians["cpu"][form] / cores,
             "temporary_bytes": made[form][0].memory_analysis().temp_size_in_bytes,
-            "flop_per_second": flops / common.median(times["wall"]),
+            "flop_per_second": flops / medians["wall"][form],
         }
-        for form, times in seen.items()
+        for form in calls
     }
     named = forms.look_up(
         forms.table(), jax.default_backend(), args.dtype, "attention", args.channels // 2, args.side

@@ -1,6 +1,7 @@
 """What the benchmarks share: arguments, profiles, a made-up batch, what the machine can do."""
 
 import contextlib
+import functools
 import json
 import statistics
 import time
@@ -57,6 +58,35 @@ def take_turns(calls, warmup, steps, say=lambda line: None):
     return seen
 
 
+def side_by_side(calls, args):
+    """Takes turns by `add_arguments`' options: a warm-up, which compiles, then what is profiled.
+
+    Args:
+      calls: {name: function that returns once its work is done}.
+      args: the parsed arguments.
+
+    Returns:
+      {name: what its last call returned} and, for "wall" and "cpu", {name: [seconds]} and
+      {name: their median}.
+    """
+    last = {}
+
+    def keep(name, call):
+        last[name] = call()
+
+    turns = {name: functools.partial(keep, name, call) for name, call in calls.items()}
+    say = (lambda line: None) if args.json else print
+    take_turns(turns, args.warmup, 0, say)
+    with profiled(args.profile):
+        seen = take_turns(turns, 0, args.steps, say)
+    seconds = {kind: {name: v[kind] for name, v in seen.items()} for kind in ("wall", "cpu")}
+    medians = {
+        kind: {name: statistics.median(v) for name, v in values.items()}
+        for kind, values in seconds.items()
+    }
+    return last, seconds, medians
+
+
 def made_up_batch(config, mesh):
     """A batch as the loader gives it, of noise."""
     rounds, size = config.d_steps * config.accumulation, config_lib.micro_batch_size(config)
@@ -102,7 +132,3 @@ def device_memory():
     if not stats or "bytes_in_use" not in stats:
         return None
     return {"in_use": stats["bytes_in_use"], "peak": stats.get("peak_bytes_in_use")}
-
-
-def median(values):
-    return statistics.median(values)

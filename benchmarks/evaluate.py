@@ -11,16 +11,14 @@ extra `interop`. The weights are random unless `--weights` names a `.pth` file.
 """
 
 import argparse
-import functools
 import json
-import statistics
 import tempfile
 
 import jax
 import numpy as np
 
 from benchmarks import common
-from biggan_jax.evaluate import extractors, images
+from biggan_jax.evaluate import evaluator, extractors, images
 from biggan_jax.evaluate.engine import Engine
 from biggan_jax.interop import pth
 from biggan_jax.parallel import mesh as mesh_lib
@@ -67,12 +65,14 @@ def main(argv=None):
     parser.add_argument("--num", type=int, default=128, help="pictures a round")
     parser.add_argument("--size", type=int, default=128, help="their pixels of a side")
     parser.add_argument("--threads", type=int, default=2, help="of torch; JAX takes all cores")
-    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--devices", type=int, help="default: as biggan evaluate")
     parser.add_argument(
         "--weights", metavar="FILE", help="a .pth of FID's network; default: random"
     )
     common.add_arguments(parser, steps=5)
     args = parser.parse_args(argv)
+    evaluator.want(args.devices)
+    devices = args.devices or jax.device_count()
     pictures = np.resize(made.squares(8, args.size), (args.num, args.size, args.size, 3))
     pictures = pictures ^ np.arange(args.num, dtype=np.uint8)[:, None, None, None] % 8
     with tempfile.TemporaryDirectory() as folder:
@@ -81,35 +81,25 @@ def main(argv=None):
             path = f"{folder}/random.pth"
             pth.write(path, made.inception_state())
         np.savez(f"{folder}/pictures.npz", arr_0=pictures)
-        ours, batch = make_ours(path, args.devices)
+        ours, batch = make_ours(path, devices)
         theirs = make_theirs(path, args.threads)
         held = images.FromArray(f"{folder}/pictures.npz")
     calls = {"ours": lambda: ours(held), "theirs": lambda: theirs(pictures, batch)}
-    found = {}
-
-    def keep(name, call):
-        found[name] = call()
-
-    turns = {name: functools.partial(keep, name, call) for name, call in calls.items()}
-    say = (lambda line: None) if args.json else print
-    common.take_turns(turns, args.warmup, 0, say)  # The first round compiles, and warms caches.
-    with common.profiled(args.profile):
-        seen = common.take_turns(turns, 0, args.steps, say)
-    wall, cpu = ({name: v[kind] for name, v in seen.items()} for kind in ("wall", "cpu"))
-    seconds = {name: statistics.median(values) for name, values in wall.items()}
-    work = {name: statistics.median(values) for name, values in cpu.items()}
+    found, seconds, medians = common.side_by_side(calls, args)
+    wall, work = medians["wall"], medians["cpu"]
     means = found["ours"][0], np.asarray(found["theirs"][0])
     result = {
-        "ratio_to_torch_fidelity": seconds["theirs"] / seconds["ours"],
+        "ratio_to_torch_fidelity": wall["theirs"] / wall["ours"],
         "ratio_of_cpu_seconds": work["theirs"] / work["ours"],
-        "images_per_second": args.num / seconds["ours"],
+        "images_per_second": args.num / wall["ours"],
         "difference": float(np.abs(means[0] - means[1]).max() / np.abs(means[1]).max()),
-        "seconds": wall,
-        "cpu_seconds": cpu,
+        "seconds": seconds["wall"],
+        "cpu_seconds": seconds["cpu"],
         "weights": args.weights or "random",
         "device": jax.devices()[0].device_kind,
         "batch": batch,
-        **{name: getattr(args, name) for name in ("num", "size", "threads", "devices")},
+        "devices": devices,
+        **{name: getattr(args, name) for name in ("num", "size", "threads")},
     }
     print(json.dumps(result))
 

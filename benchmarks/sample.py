@@ -12,9 +12,7 @@ folded and a whole batch at once, and wants no more packages than a training ste
 """
 
 import argparse
-import functools
 import json
-import statistics
 import tempfile
 
 import jax
@@ -87,11 +85,13 @@ def time_config(args):
     mix = jax.device_put(classes[np.arange(config.batch_size) % len(classes)], cut)
     run = jax.jit(lambda w, s, z, mix: folding.apply(generator, w, s, z, mix))
     call = lambda: jax.block_until_ready(run(weights, state.g_batch_stats, z, mix))  # noqa: E731
-    common.take_turns({"ours": call}, args.warmup, 0)
-    with common.profiled(args.profile):
-        seen = common.take_turns({"ours": call}, 0, args.steps)["ours"]
-    rate = config.batch_size / common.median(seen["wall"])
-    result = {"images_per_second": rate, "seconds": seen["wall"], "memory": common.device_memory()}
+    _, seconds, medians = common.side_by_side({"ours": call}, args)
+    rate = config.batch_size / medians["wall"]["ours"]
+    result = {
+        "images_per_second": rate,
+        "seconds": seconds["wall"]["ours"],
+        "memory": common.device_memory(),
+    }
     common.print_json(result | {"device": jax.devices()[0].device_kind}, args)
 
 
@@ -122,32 +122,21 @@ def main(argv=None):
                 return theirs(torch.from_numpy(z), one_hot, TRUNCATION).numpy()
 
         calls["theirs"] = call_theirs
-    images = {}
-
-    def keep(name, call):
-        images[name] = call()
-
-    turns = {name: functools.partial(keep, name, call) for name, call in calls.items()}
-    say = (lambda line: None) if args.json else print
-    common.take_turns(turns, args.warmup, 0, say)  # The first round compiles, and warms caches.
-    with common.profiled(args.profile):
-        seen = common.take_turns(turns, 0, args.steps, say)
-    wall, cpu = ({name: v[kind] for name, v in seen.items()} for kind in ("wall", "cpu"))
-    seconds = {name: statistics.median(values) for name, values in wall.items()}
+    images, seconds, medians = common.side_by_side(calls, args)
+    wall, work = medians["wall"], medians["cpu"]
     result = {
-        "images_per_second": args.batch / seconds["ours"],
-        "seconds": wall,
-        "cpu_seconds": cpu,
+        "images_per_second": args.batch / wall["ours"],
+        "seconds": seconds["wall"],
+        "cpu_seconds": seconds["cpu"],
         "device": jax.devices()[0].device_kind,
         "devices": args.devices,
         "batch": args.batch,
         "tile": ours.tile,
     }
     if theirs:
-        work = {name: statistics.median(values) for name, values in cpu.items()}
         apart = np.abs(images["ours"] - images["theirs"].transpose(0, 2, 3, 1)).max()
         result = {
-            "ratio_to_huggingface": seconds["theirs"] / seconds["ours"],
+            "ratio_to_huggingface": wall["theirs"] / wall["ours"],
             "ratio_of_cpu_seconds": work["theirs"] / work["ours"],
             "difference": float(apart),
             **result,

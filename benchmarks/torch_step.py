@@ -34,14 +34,9 @@ def main(argv=None):
     say = (lambda line: None) if args.json else print
     say("compiling ...")
     calls = {"ours": train_step.Ours(config), "torch": torch_networks.Step(config)}
-    common.take_turns(calls, args.warmup, 0, say)
-    with common.profiled(args.profile):
-        seen = common.take_turns(calls, 0, args.steps, say)
-    ours, theirs = seen["ours"], seen["torch"]
-    seconds, work = (
-        {k: common.median(v[kind]) for k, v in seen.items()} for kind in ("wall", "cpu")
-    )
-    rounds = zip(ours["wall"], theirs["wall"], strict=True)
+    _, spent, medians = common.side_by_side(calls, args)
+    seconds, work = medians["wall"], medians["cpu"]
+    rounds = zip(spent["wall"]["ours"], spent["wall"]["torch"], strict=True)
     result = {
         "ratio": seconds["torch"] / seconds["ours"],
         "ratio_of_cpu_seconds": work["torch"] / work["ours"],
@@ -54,7 +49,7 @@ def main(argv=None):
             "version": torch.__version__,
         },
     }
-    ours = train_step.numbers(config, ours["wall"], ours["cpu"], calls["ours"])
+    ours = train_step.numbers(config, spent["wall"]["ours"], spent["cpu"]["ours"], calls["ours"])
     common.print_json(result | ours, args)
 
 

@@ -14,6 +14,7 @@ split, the class embedding shared, there is no attention unless `--attention` na
 
 import argparse
 import pathlib
+import statistics
 
 import jax
 
@@ -88,13 +89,13 @@ def peak(config):
 
 def numbers(config, wall, cpu, ours):
     """The result of a timed step."""
-    step_seconds = common.median(wall)
+    step_seconds = statistics.median(wall)
     costs, needs = ours.compiled.cost_analysis(), flops.step(config)
     rate, source = peak(config)
     return {
         "step_seconds": step_seconds,
         "step_seconds_min": min(wall),
-        "cpu_seconds": common.median(cpu),
+        "cpu_seconds": statistics.median(cpu),
         "real_images_per_second": config.batch_size * config.d_steps / step_seconds,
         "flops_as_written": needs.as_written,
         "flops_needed": needs.needed,
@@ -123,10 +124,8 @@ def main(argv=None):
     ours = Ours(config)
     if args.hlo:
         pathlib.Path(args.hlo).write_text(ours.compiled.as_text(), "utf-8")
-    common.take_turns({"ours": ours}, args.warmup, 0, say)
-    with common.profiled(args.profile):
-        seen = common.take_turns({"ours": ours}, 0, args.steps, say)["ours"]
-    common.print_json(numbers(config, seen["wall"], seen["cpu"], ours), args)
+    _, spent, _ = common.side_by_side({"ours": ours}, args)
+    common.print_json(numbers(config, spent["wall"]["ours"], spent["cpu"]["ours"], ours), args)
 
 
 if __name__ == "__main__":

@@ -125,7 +125,8 @@ def default() -> ml_collections.ConfigDict:
     c.keep_checkpoints = 5  # The latest ones. Besides, and together:
     c.keep_every = 0  # Those whose step is a multiple of this; 0: none.
     c.keep_best = 0  # How many with the best value of best_metric; 0: none.
-    c.best_metric = ""  # A name in metrics.jsonl, as reported at the checkpoint's step.
+    # A name in metrics.jsonl, as reported at the checkpoint's step, or of biggan evaluate --watch.
+    c.best_metric = ""
     c.best_is = "lowest"  # Or "highest".
     c.sample_every = 1000
     c.init_from = ""  # A bundle or run folder to start from; "" for random weights.

@@ -37,9 +37,18 @@ def find(real: np.ndarray, fake: np.ndarray) -> Found:
     Raises:
       ConfigError: if there are fewer than two real images.
     """
-    threshold = float(np.percentile(np.sqrt(neighbours.radii(real, [1])[0]), PERCENTILE))
+    suspect = threshold(real)
     distance, _ = neighbours.nearest(fake, real)
-    return Found(distance, threshold, float(np.mean(distance < threshold)))
+    return Found(distance, suspect, float(np.mean(distance < suspect)))
+
+
+def threshold(real: np.ndarray) -> float:
+    """Returns the distance that is suspect, of features `[M, D]` of real images.
+
+    Raises:
+      ConfigError: if there are fewer than two.
+    """
+    return float(np.percentile(np.sqrt(neighbours.radii(real, [1])[0]), PERCENTILE))
 
 
 def sheet(
@@ -71,7 +80,7 @@ def sheet(
         nearest = np.argsort(apart, kind="stable")[:count]
         at = nearest * len(reals) // len(real)  # Which were kept, see `engine.Engine.run`.
         shown = [fakes.read(np.array([place])), *(reals.read(np.array([i])) for i in at)]
-        pictures += [_same_size(x[0], shown[0].shape[1:3]) for x in shown]
+        pictures += [same_size(x[0], shown[0].shape[1:3]) for x in shown]
         kind = "first" if len(labels) < len(first) else "nearest"
         labels.append(f"{kind}: no. {place}, {_ratio(found, place)}")
     columns = ["sample", *(f"real {i + 1}" for i in range(count))]
@@ -84,7 +93,9 @@ def _ratio(found, place):
     return f"{found.distance[place] / found.threshold:.2f} of the threshold"
 
 
-def _same_size(image, size):
+def same_size(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Returns a picture [H, W, 3] uint8, resized if it is not of `size`, rows and columns."""
     if image.shape[:2] == size:
         return image
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
+    height, width = size
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))

@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from biggan_jax import __version__, api, files, host_tensorflow
+from biggan_jax import __version__, api, exported, files, host_tensorflow
 from biggan_jax.config import ConfigError
+from biggan_jax.data import prefetch
 from biggan_jax.evaluate import copies, extractors, images, metrics, reference
+from biggan_jax.evaluate import index as index_lib
 from biggan_jax.evaluate.engine import Engine, Kept
 from biggan_jax.evaluate.extractors import Extractor
 from biggan_jax.evaluate.reference import Reference
@@ -19,6 +21,7 @@ from biggan_jax.parallel import mesh as mesh_lib
 from biggan_jax.sample import sheets
 from biggan_jax.train import runs
 
+_CPU_DEVICES = 4  # Each holds the network and a batch, and more win less.
 NUM = 50_000  # Images of a model, as nearly all published scores have it.
 
 
@@ -67,7 +70,7 @@ def evaluate(request: Request) -> list[dict[str, Any]]:
     Raises:
       ConfigError: if something asked for cannot be; nothing has been written then.
     """
-    _want(request.devices)
+    want(request.devices)
     extractor = extractors.load(request.features, request.weights)
     kinds, named = metrics.parse(request.metrics, extractor)
     if request.num is not None and named not in (None, request.num):
@@ -149,6 +152,7 @@ def make_reference(
     features: str = "inception",
     weights: str | None = None,
     devices: int | None = None,
+    with_images: bool = False,
 ) -> dict[str, Any]:
     """Measures a data set or a folder of pictures and writes the result.
 
@@ -161,6 +165,7 @@ def make_reference(
       features: see `Request`.
       weights: see `Request`.
       devices: see `Request`.
+      with_images: whether small copies of the images are kept, see `index`.
 
     Returns:
       What the file says of itself.
@@ -179,9 +184,11 @@ def make_reference(
         raise ConfigError("--resolution: is for data sets; pictures are taken as they are.")
     if not still and resolution is None:
         raise ConfigError("--resolution: say at how many pixels the data set is measured.")
-    _want(devices)
+    want(devices)
     engine = open_engine(extractors.load(features, weights), devices)
     made = open_reference(source, data_dir, resolution or 0, engine, config)
+    if with_images:
+        index_lib.add_pictures(made)
     reference.save(made, out)
     return made.about
 
@@ -225,11 +232,19 @@ def open_reference(
     return reference.make(source, engine, whole)
 
 
-def _want(devices):
-    """To be called before anything of JAX: on CPUs devices are simulated."""
+def want(devices: int | None) -> None:
+    """Asks for so many devices, or all; before anything of JAX, as on CPUs they are simulated.
+
+    Of a CPU all are its cores, up to four: what one program leaves idle another uses.
+
+    Raises:
+      ConfigError: if the number cannot be.
+    """
+    if devices is not None and devices < 1:
+        raise ConfigError(f"--devices={devices}: must be at least 1.")
+    if devices is None and not os.environ.get("JAX_NUM_CPU_DEVICES"):
+        devices = min(_CPU_DEVICES, prefetch.threads())
     if devices is not None:
-        if devices < 1:
-            raise ConfigError(f"--devices={devices}: must be at least 1.")
         mesh_lib.request_cpu_devices(devices)
 
 
@@ -238,8 +253,9 @@ def _open(request, engine, num):
     path = request.path
     if path.endswith(".npz"):
         still: images.Images = images.FromArray(path)
-    elif bundle.is_bundle(path) or os.path.isfile(os.path.join(path, runs.CONFIG)):
-        model = api.load(path, request.step, engine.mesh.size)
+    elif (program := exported.is_export(path)) or _is_model(path):
+        # What an export makes is made on one device; features are extracted on all.
+        model = api.open_any(path, request.step, 1 if program else engine.mesh.size)
         count = NUM if num is None else num
         return [
             images.Generated(model, count, truncation, request.mode, request.seed)
@@ -248,13 +264,17 @@ def _open(request, engine, num):
     elif os.path.isdir(path):
         still = images.FromFolder(path)
     else:
-        raise ConfigError(f"{path!r} is no run folder, bundle, folder of pictures or .npz.")
+        raise ConfigError(f"{path!r} is no run folder, bundle, export, folder of pictures or .npz.")
     if num is not None and num > len(still):
         raise ConfigError(f"--num={num}: {path!r} holds {len(still)} images.")
     if request.truncations != (None,):
         raise ConfigError("--truncation: is for models; these are images.")
     shown = images.First(still, len(still) if num is None else num)
     return [shown], still.read(np.arange(1)).shape[1]
+
+
+def _is_model(path):
+    return bundle.is_bundle(path) or os.path.isfile(os.path.join(path, runs.CONFIG))
 
 
 def _write_sheet(folder, shown, kept, real, extractor):

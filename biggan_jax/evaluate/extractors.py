@@ -6,6 +6,8 @@ A name stands for network, weights, resize and range together, as scores change 
   inception_clean: the same after clean-fid's resize; fid_clean.
   inception_pytorch: the same as pytorch-fid runs it; fid_pytorch.
   effnetlite0: EfficientNet-Lite0, whose weights a package ships; fd_effnetlite0.
+  dinov2_vitl14, dinov2_vitb14: DINOv2 as dgm-eval runs it; fd_dinov2_vitl14_ and the start of the
+    weights' SHA-256, as no SHA-256 is published that they could be held against.
 
 Inception with other weights than those of 2015-12-05 is `inception_` and the start of their
 SHA-256: its scores are no FID.
@@ -24,7 +26,7 @@ import numpy as np
 
 from biggan_jax import files
 from biggan_jax.config import ConfigError
-from biggan_jax.evaluate import efficientnet_lite, inception, resize
+from biggan_jax.evaluate import dinov2, efficientnet_lite, inception, resize
 from biggan_jax.interop import bundle, layout, pth
 
 _ABOUT, _WEIGHTS = "inception.json", "inception.safetensors"
@@ -35,7 +37,7 @@ _INCEPTIONS = {
     "inception_clean": ("pil_bicubic", 128.0, 128.0),
     "inception_pytorch": ("torch_bilinear", 127.5, 127.5),
 }
-NAMES = (*_INCEPTIONS, efficientnet_lite.NAME)
+NAMES = (*_INCEPTIONS, efficientnet_lite.NAME, *dinov2.SHAPES)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # By identity, as it holds arrays.
@@ -48,8 +50,8 @@ class Extractor:
     params: of the network, in host memory.
     resize: one of `resize.KINDS`.
     size: pixels of a side that the network sees.
-    zero: the level, of 0..255, that becomes 0.
-    unit: levels that become 1.
+    zero: the level, of 0..255, that becomes 0; one, or one a channel.
+    unit: levels that become 1, likewise.
     """
 
     name: str
@@ -58,8 +60,8 @@ class Extractor:
     params: Any
     resize: str
     size: int
-    zero: float
-    unit: float
+    zero: float | tuple[float, ...]
+    unit: float | tuple[float, ...]
 
     def __call__(self, params: Any, images: jax.Array) -> dict[str, jax.Array]:
         """Returns features by kind; to be traced.
@@ -70,13 +72,20 @@ class Extractor:
         """
         with jax.default_matmul_precision("highest"):
             x = resize.resize(images.astype(jnp.float32), self.resize, self.size)
-            found: Any = self.network.apply({"params": params}, (x - self.zero) / self.unit)
+            zero, unit = (jnp.asarray(a, jnp.float32) for a in (self.zero, self.unit))
+            x = (x - zero) / unit
+            found: Any = self.network.apply({"params": params}, x)
         return found
 
     @property
     def is_fid(self) -> bool:
         """Whether its Fréchet distance may be called FID."""
         return self.name in _INCEPTIONS
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether it gives "logits", the Inception Score's."""
+        return not isinstance(self.network, dinov2.VisionTransformer)
 
     @property
     def has_spatial(self) -> bool:
@@ -89,7 +98,7 @@ class Extractor:
             "name": self.name,
             "sha256": self.sha256,
             "resize": f"{self.resize} to {self.size}",
-            "range": f"(x - {self.zero:g}) / {self.unit:g}",
+            "range": f"(x - {_numbers(self.zero)}) / {_numbers(self.unit)}",
         }
 
 
@@ -108,6 +117,8 @@ def load(name: str, weights: str | None = None) -> Extractor:
         raise ConfigError(f"--features={name}: must be one of {', '.join(NAMES)}.")
     if name == efficientnet_lite.NAME:
         return _efficientnet(weights)
+    if name in dinov2.SHAPES:
+        return _dinov2(name, weights)
     kind, zero, unit = _INCEPTIONS[name]
     folder = weights or os.path.join(cache_folder(), "inception")
     params, sha256 = _read_inception(folder, name)
@@ -219,6 +230,41 @@ def _efficientnet(weights):
         network.ZERO,
         network.UNIT,
     )
+
+
+def _dinov2(name, weights):
+    file = f"{name}_pretrain.pth"
+    path = weights or os.path.join(cache_folder(), "dinov2", file)
+    if not os.path.isfile(path):
+        raise ConfigError(
+            f"--features={name}: there is no {path!r}: get {dinov2.WHERE}/{name}/{file} and put"
+            f" it there or name it by --weights; --features={efficientnet_lite.NAME} needs no"
+            " download."
+        )
+    state = pth.read(path)
+    if not isinstance(state, dict):
+        raise ConfigError(f"--features={name}: {path!r} holds no tensors by name.")
+    try:
+        params = dinov2.convert(state, name)
+    except ConfigError as e:
+        raise ConfigError(f"--features={name}: {path!r} holds another network: {e}") from e
+    sha256 = bundle.sha256(path)
+    return Extractor(
+        f"{name}_{sha256[:8]}",
+        sha256,
+        dinov2.VisionTransformer(*dinov2.SHAPES[name]),
+        params,
+        dinov2.RESIZE,
+        dinov2.SIZE,
+        dinov2.ZERO,
+        dinov2.UNIT,
+    )
+
+
+def _numbers(value):
+    many = value if isinstance(value, tuple) else (value,)
+    text = ", ".join(f"{one:g}" for one in many)
+    return text if len(many) == 1 else f"[{text}]"
 
 
 def _packaged(package, *parts):

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import ml_collections
 import numpy as np
 
-from biggan_jax import api
 from biggan_jax import config as config_lib
+from biggan_jax import sampling
 from biggan_jax.config import ConfigError
 from biggan_jax.data import datasets
 from biggan_jax.data import source as source_lib
@@ -48,7 +48,7 @@ class Generated:
 
     def __init__(
         self,
-        model: api.Model,
+        model: sampling.Sampling,
         num: int,
         truncation: float | None = None,
         mode: str | None = None,
@@ -63,7 +63,7 @@ class Generated:
         self._make = functools.partial(model.sample, truncation=truncation, seed=seed, mode=mode)
         self._about = {
             "model": model.name,
-            "step": model.bundle.source.get("itr"),
+            "step": model.step,
             "num": num,
             "seed": seed,
             "labels": "uniform over all classes, drawn",

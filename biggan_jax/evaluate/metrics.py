@@ -55,6 +55,8 @@ def parse(text: str | None, extractor: Extractor) -> tuple[tuple[str, ...], int 
             )
         if kind == "sfd" and not extractor.has_spatial:
             raise ConfigError(f"--metrics={word}: {extractor.name} has no spatial features.")
+        if kind == "is" and not extractor.has_logits:
+            raise ConfigError(f"--metrics={word}: {extractor.name} has no classes to score.")
         kinds.add(kind)
         if found[2]:
             nums.add(1000 * int(found[2]))

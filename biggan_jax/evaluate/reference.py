@@ -2,7 +2,8 @@
 
 Names of arrays are those of the ADM evaluator: `mu` and `sigma` of the features, `mu_s` and
 `sigma_s` of the spatial ones. pytorch-fid's and clean-fid's files have the first two. Ours add
-`features` (of at most 10,000 images, for KID and neighbours) and `about`, JSON.
+`features` (of at most 10,000 images, for KID and neighbours) and `about`, JSON; where it was asked
+for also these images, small, see `index`.
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ class Reference:
     about: what they are, for JSON.
     source: the images themselves, or None where a file holds statistics alone.
     all_features: [N, D] of all of them, where they were asked for and are not too many.
+    pictures: ([M, h, w, 3] uint8, [M] classes or None) of those with `features`, see `index`.
     """
 
     moments: frechet.Gaussian
@@ -41,6 +43,7 @@ class Reference:
     about: dict[str, Any]
     source: Any = None
     all_features: Any = None
+    pictures: Any = None
 
 
 def make(source: images.Images, engine: Engine, whole: bool = False) -> Reference:
@@ -74,6 +77,11 @@ def save(reference: Reference, path: str) -> None:
         arrays |= {"mu_s": reference.spatial.mean, "sigma_s": reference.spatial.covariance}
     if reference.features is not None:
         arrays["features"] = reference.features
+    if reference.pictures is not None:
+        pictures, labels = reference.pictures
+        arrays["arr_0"] = pictures
+        if labels is not None:
+            arrays["arr_1"] = labels
     data = io.BytesIO()
     # Text as bytes: a reader that allows no pickles can read it.
     about = np.frombuffer(json.dumps(reference.about).encode(), np.uint8)
@@ -95,14 +103,11 @@ def load(path: str, engine: Engine, whole: bool = False) -> Reference:
     arrays = images.read_npz(path)
     if "mu" not in arrays:
         return make(images.FromArray(path), engine, whole)
-    moments = _gaussian(path, arrays, "mu", "sigma")
-    spatial = _gaussian(path, arrays, "mu_s", "sigma_s") if "mu_s" in arrays else None
-    about: dict[str, Any] = {"file_sha256": bundle.sha256(path)}
-    if "about" in arrays:
-        about |= _about(path, arrays["about"])
-        _check_extractor(path, about.get("extractor"), engine.extractor)
-        moments = dataclasses.replace(moments, count=about.get("num", 0))
-        return Reference(moments, spatial, arrays.get("features"), about)
+    ours = load_arrays(path, arrays)
+    if ours is not None:
+        check_extractor(path, ours.about.get("extractor"), engine.extractor)
+        return ours
+    moments, spatial, about = _moments(path, arrays)
     if not engine.extractor.is_fid:
         raise ConfigError(
             f"{path!r} does not say which network it was made with; such files are of FID's"
@@ -114,6 +119,31 @@ def load(path: str, engine: Engine, whole: bool = False) -> Reference:
     source = images.FromArray(path)
     kept = engine.run(source, "reference", features=FEATURES)
     return Reference(moments, spatial, kept.features, about, source)
+
+
+def load_arrays(path: str, arrays: dict[str, np.ndarray]) -> Reference | None:
+    """Returns what a file of `save` holds, without its images; None for other files.
+
+    Args:
+      path: where the arrays are from.
+      arrays: of `images.read_npz`.
+
+    Raises:
+      ConfigError: if the arrays are damaged.
+    """
+    if "about" not in arrays or "mu" not in arrays:
+        return None
+    moments, spatial, about = _moments(path, arrays)
+    about |= _about(path, arrays["about"])
+    moments = dataclasses.replace(moments, count=about.get("num", 0))
+    return Reference(moments, spatial, arrays.get("features"), about)
+
+
+def _moments(path, arrays):
+    moments = _gaussian(path, arrays, "mu", "sigma")
+    spatial = _gaussian(path, arrays, "mu_s", "sigma_s") if "mu_s" in arrays else None
+    about: dict[str, Any] = {"file_sha256": bundle.sha256(path)}
+    return moments, spatial, about
 
 
 def _gaussian(path, arrays, mean, covariance):
@@ -136,7 +166,8 @@ def _about(path, raw):
     return about
 
 
-def _check_extractor(path: str, theirs: Any, extractor: Extractor) -> None:
+def check_extractor(path: str, theirs: Any, extractor: Extractor) -> None:
+    """Raises ConfigError unless a file's features, as it says of them, are of an extractor."""
     ours = extractor.about()
     if theirs == ours:
         return

@@ -7,6 +7,8 @@ Scores move by more than models do when the resize is another one, so each has a
     pytorch-fid.
   pil_bicubic: Pillow's, on floats: at pixel centres, a = -1/2, smoothed where it shrinks.
     clean-fid, where it is called "clean".
+  pil_bicubic_8bit: Pillow's on pictures as they are: rounded to 8 bits after columns, then rows.
+    dgm-eval.
 """
 
 import functools
@@ -15,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-KINDS = ("tf1_bilinear", "torch_bilinear", "pil_bicubic")
+KINDS = ("tf1_bilinear", "torch_bilinear", "pil_bicubic", "pil_bicubic_8bit")
 
 
 def resize(images: jax.Array, kind: str, size: int) -> jax.Array:
@@ -27,16 +29,25 @@ def resize(images: jax.Array, kind: str, size: int) -> jax.Array:
       size: pixels of a side of the result.
 
     Returns:
-      [N, size, size, C], float32, 0..255; not rounded.
+      [N, size, size, C], float32, 0..255; not rounded, but for pil_bicubic_8bit.
     """
     rows, columns = (jnp.asarray(matrix(kind, n, size)) for n in images.shape[1:3])
     # Columns first, as Pillow has it. In bfloat16, an accelerator's default, 255 levels are lost.
     products = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     images = images.astype(jnp.float32)
     images = products("pw,nhwc->nhpc", columns, images)
+    if kind == "pil_bicubic_8bit":
+        images = _to_8_bits(images)
     images = products("ph,nhwc->npwc", rows, images)
+    if kind == "pil_bicubic_8bit":
+        return _to_8_bits(images)
     # A cubic overshoots.
     return jnp.clip(images, 0, 255) if kind == "pil_bicubic" else images
+
+
+def _to_8_bits(images):
+    """Halves go up, as Pillow has it."""
+    return jnp.clip(jnp.floor(images + 0.5), 0, 255)
 
 
 @functools.cache
@@ -46,7 +57,7 @@ def matrix(kind: str, size: int, out: int) -> np.ndarray:
     Raises:
       ValueError: if there is no such kind.
     """
-    if kind == "pil_bicubic":
+    if kind in ("pil_bicubic", "pil_bicubic_8bit"):
         return _pillow(size, out)
     if kind == "tf1_bilinear":
         # In float32, as the kernel of TensorFlow computes it.

@@ -332,7 +332,7 @@ def test_metrics_are_parsed():
         ({"devices": 0}, "--devices=0"),
         ({"reference": "nothing.npz"}, "there is no file"),
         ({"reference": "data"}, "only a run folder says"),
-        ({"path": "nowhere"}, "no run folder, bundle, folder of pictures or .npz"),
+        ({"path": "nowhere"}, "no run folder, bundle, export, folder of pictures or .npz"),
     ],
 )
 def test_bad_requests_are_one_sentence(fake, real, changes, message):
