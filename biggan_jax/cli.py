@@ -7,8 +7,6 @@ save, on SIGTERM or SIGINT: start again to go on. Of several processes: 69 anoth
 this one stood still.
 """
 
-import argparse
-import difflib
 import json
 import os
 import signal
@@ -19,7 +17,7 @@ from collections.abc import Sequence
 
 _STARTED = time.perf_counter()  # Before anything heavy is imported.
 
-from biggan_jax import __version__  # noqa: E402
+from biggan_jax import arguments  # noqa: E402
 from biggan_jax.config import ConfigError  # noqa: E402
 from biggan_jax.files import CannotWrite  # noqa: E402
 
@@ -54,10 +52,10 @@ def _leave_others(error):
 
 
 def _run(argv):
-    parser = _parser()
+    parser = arguments.parser(_VERBS)
     args, rest = parser.parse_known_args(argv)
     try:
-        args.overrides = _overrides(rest, parser, args.verb)
+        args.overrides = arguments.overrides(rest, parser, args.verb)
         return args.run(args) or 0
     except ConfigError as e:
         print(f"biggan {args.verb}: {e}", file=sys.stderr)
@@ -65,195 +63,6 @@ def _run(argv):
     except CannotWrite as e:
         print(f"biggan {args.verb}: stopped: {e}", file=sys.stderr)
         return 1
-
-
-def _parser():
-    parser = argparse.ArgumentParser(
-        prog="biggan",
-        description="Train, sample, import and export BigGAN in JAX.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"biggan-jax {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-    def verb(name, run, text):
-        sub = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.set_defaults(run=run)
-        return sub
-
-    sub = verb("train", _train, "Train a model; the same command goes on where a run stopped.")
-    sub.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
-    sub.add_argument("--config.KEY", metavar="VALUE", help="override a key of the config")
-    sub.add_argument("--workdir", help="the run folder; needed unless --dry-run")
-    sub.add_argument("--dry-run", action="store_true", help="print config and parameters, leave")
-
-    sub = verb("plan", _plan, "Say whether a config fits a TPU slice, and how fast it can be.")
-    sub.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
-    sub.add_argument("--config.KEY", metavar="VALUE", help="override a key of the config")
-    sub.add_argument("--slice", help="v3-512, v5e-16, tpu7x-64, ... or a topology such as v3:8x8")
-    sub.add_argument("--slices", help="several, with commas between, to compare")
-    sub.add_argument("--sweep", action="store_true", help="find the cheapest setting that fits")
-    sub.add_argument("--quick", action="store_true", help="memory, FLOPs and collectives alone")
-    sub.add_argument("--price-per-chip-hour", type=float, metavar="X", help="to tell the cost")
-    sub.add_argument("--hbm-limit", type=float, metavar="GIB", help="of a device; default: all")
-    sub.add_argument("--json", action="store_true", help="for programs")
-
-    sub = verb("sample", _sample, "Write images: a sheet, a file each, or one .npz.")
-    sub.add_argument("folder", metavar="PATH", help="a run folder or a bundle")
-    sub.add_argument("--out", help="a sheet, .png, a class a column; default: samples.png")
-    sub.add_argument("--images", metavar="FOLDER", help="a PNG an image, in a new folder")
-    sub.add_argument("--npz", metavar="FILE", help="arr_0: uint8 [N, H, W, 3]; arr_1: labels")
-    sub.add_argument("--num", type=int, default=8, help="images a class; default: 8")
-    sub.add_argument(
-        "--classes",
-        help="names or numbers, with commas, or all; default: the first ten on a sheet, else all",
-    )
-    _add_sampling(sub)
-
-    sub = verb("walk", _walk, "Write a walk through latents and classes: .png, .gif or .mp4.")
-    sub.add_argument("folder", metavar="PATH", help="a run folder or a bundle")
-    sub.add_argument("--out", default="walk.gif", help="a .png, .gif or .mp4; default: walk.gif")
-    sub.add_argument("--classes", help="one a point, names or numbers with commas; default: 0")
-    sub.add_argument("--points", type=int, help="default: one a class, four of a single class")
-    sub.add_argument("--frames", type=int, default=16, help="from a point to the next; default: 16")
-    sub.add_argument("--how", default="spherical", help="between latents: spherical or linear")
-    sub.add_argument("--loop", action="store_true", help="end where it began")
-    sub.add_argument("--lock-z", action="store_true", help="move the class alone")
-    sub.add_argument("--chunks", help="of a split z that move: numbers with commas, or each")
-    sub.add_argument("--fps", type=int, default=12, help="frames a second; default: 12")
-    _add_sampling(sub)
-
-    sub = verb("app", _app, "Serve a page and an HTTP API to play with a model.")
-    sub.add_argument("folder", metavar="PATH", help="a run folder or a bundle")
-    sub.add_argument("--compare", metavar="PATH", help="another one, to look at beside it")
-    sub.add_argument("--step", type=int, help="which checkpoint; default: the latest")
-    sub.add_argument("--host", default="127.0.0.1", help="to bind to; default: 127.0.0.1")
-    sub.add_argument("--port", type=int, default=7860, help="default: 7860; 0 for any that is free")
-    sub.add_argument("--devices", type=int, help="how many; default: one; on CPUs simulated")
-
-    sub = verb("evaluate", _evaluate, "Score a model or a set of images.")
-    sub.add_argument(
-        "path", metavar="PATH", nargs="?", help="a run, a bundle, a folder of pictures or a .npz"
-    )
-    sub.add_argument(
-        "--reference",
-        help="a .npz, a folder of pictures or a data set, NAME[:SPLIT]; data[:SPLIT] is the run's",
-    )
-    sub.add_argument(
-        "--metrics",
-        help="with commas: fid, sfid, ifid, is, kid, mind, prdc, copies, label_accuracy; of other"
-        " networks than FID's fd, sfd, ifd and kd; fid50k says 50,000 images",
-    )
-    sub.add_argument("--num", type=int, help="images; default: 50000 of a model, else all")
-    sub.add_argument(
-        "--features",
-        default="inception",
-        help="the network: inception, inception_clean, inception_pytorch or effnetlite0",
-    )
-    sub.add_argument("--weights", help="of the network; default: the package or the cache folder")
-    sub.add_argument("--truncation", help="one, or FIRST:LAST:STEP for a sweep; default: none")
-    sub.add_argument("--mode", help="what truncation means; default: the model's")
-    sub.add_argument("--seed", type=int, default=0, help="of latents and labels")
-    sub.add_argument("--step", type=int, help="which checkpoint; default: the latest")
-    sub.add_argument("--data-dir", help="of the reference's data set")
-    sub.add_argument("--devices", type=int, help="how many; default: all; on CPUs simulated")
-    sub.add_argument("--make-reference", metavar="OUT", help="only write the reference, a .npz")
-    sub.add_argument("--resolution", type=int, help="of a data set for --make-reference")
-    sub.add_argument("--out", help="the folder for pictures and tables; default: the run's")
-    sub.add_argument("--json", action="store_true", help="for programs")
-
-    sub = verb("prepare", _prepare, "Write a data set cropped and resized once, for TFDS.")
-    sub.add_argument(
-        "--dataset", required=True, help="imagenet2012, another TFDS name, or folder:PATH"
-    )
-    sub.add_argument("--resolution", type=int, required=True, help="pixels of a side")
-    sub.add_argument("--data-dir", help="TFDS data directory to write to; default: TFDS's own")
-    sub.add_argument("--manual-dir", help="the folder with ImageNet's two tar files")
-    sub.add_argument(
-        "--resize",
-        default="area",
-        help="area (the paper's), bilinear, pil_bilinear (BigGAN-PyTorch's) or lanczos",
-    )
-    sub.add_argument("--splits", default="", help="with commas; default: all")
-    sub.add_argument("--name", help="of the data set; default: biggan_ and the source's name")
-    sub.add_argument(
-        "--on-error",
-        choices=("stop", "skip"),
-        default="stop",
-        help="at a picture that cannot be used; what is skipped is listed",
-    )
-    sub.add_argument("--processes", type=int, help="that work at once; default: one a core")
-    sub.add_argument("--verify", action="store_true", help="read a finished data set, check it all")
-    sub.add_argument("--json", action="store_true", help="for programs")
-
-    sub = verb("import", _import, "Turn a foreign model into a bundle.")
-    sub.add_argument("source", metavar="SOURCE", help="a folder or checkpoint")
-    sub.add_argument("out", metavar="OUT", help="the bundle to make")
-    sub.add_argument(
-        "--format",
-        help="biggan-pytorch, huggingface, tfhub or compare-gan; inception for FID's network",
-    )
-    sub.add_argument("--name", help="of the model; default: the source's")
-    sub.add_argument(
-        "--config.model.KEY", metavar="VALUE", help="what the source does not say of its model"
-    )
-
-    sub = verb("export", _export, "Write a model for other programs.")
-    sub.add_argument("folder", metavar="PATH", help="a run folder or a bundle")
-    sub.add_argument("out", metavar="OUT", help="the folder to make")
-    sub.add_argument(
-        "--format",
-        required=True,
-        help="bundle, stablehlo, saved-model, onnx, npz, huggingface or biggan-pytorch",
-    )
-    sub.add_argument("--step", type=int, help="which checkpoint; default: the latest")
-    sub.add_argument(
-        "--truncations",
-        help="make BN statistics for these, with commas; stored: none; default: the model's own,"
-        " else some up to no truncation",
-    )
-    sub.add_argument("--parameters", help="of stablehlo: inside the program (default) or apart")
-    sub.add_argument("--licence", help="of the weights, for the card")
-    sub.add_argument("--scores", help="for the card: a JSON file of names and numbers")
-
-    sub = verb("inspect", _inspect, "Say what is in a run folder or a bundle.")
-    sub.add_argument("folder", metavar="PATH", help="a run folder or a bundle")
-    sub.add_argument("--digest", action="store_true", help="SHA-256 over the whole state")
-    sub.add_argument("--step", type=int, help="which checkpoint; default: the latest good one")
-    sub.add_argument("--checkpoints", action="store_true", help="list them, with their manifests")
-    sub.add_argument("--verify", action="store_true", help="with --checkpoints: read every byte")
-    sub.add_argument("--json", action="store_true", help="for programs")
-    return parser
-
-
-def _add_sampling(sub):
-    sub.add_argument("--truncation", type=float, help="default: none")
-    sub.add_argument(
-        "--mode", help="what truncation means: threshold, hub, std or clamp; default: the model's"
-    )
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--step", type=int, help="which checkpoint; default: the latest")
-    sub.add_argument("--devices", type=int, help="default: all; on a CPU so many are simulated")
-    sub.add_argument("--batch", type=int, help="images on their way at once; changes no byte")
-    sub.add_argument("--json", action="store_true", help="for programs")
-
-
-def _overrides(rest, parser, verb):
-    """Turns what argparse did not know into (key, text) pairs of the config."""
-    pairs = []
-    for arg in rest:
-        key, equals, text = arg.removeprefix("--config.").partition("=")
-        if verb in ("train", "plan", "import") and arg.startswith("--config."):
-            if not equals:
-                raise ConfigError(f"{arg}: write --config.{key}=VALUE.")
-            pairs.append((key, text))
-            continue
-        sub = parser._subparsers._group_actions[0].choices[verb]
-        known = list(sub._option_string_actions)
-        match = difflib.get_close_matches(arg.split("=")[0], known, n=1)
-        hint = f"; did you mean {match[0]}?" if match else f"; see biggan {verb} --help."
-        raise ConfigError(f"unknown argument {arg!r}{hint}")
-    return pairs
 
 
 def _train(args):
@@ -379,7 +188,15 @@ def _app(args):
         if args.devices < 1:
             raise ConfigError(f"--devices={args.devices}: must be at least 1.")
         mesh.request_cpu_devices(args.devices)
-    server.serve(args.folder, args.host, args.port, args.step, args.compare, args.devices or 1)
+    server.serve(
+        args.folder,
+        args.host,
+        args.port,
+        args.step,
+        args.compare,
+        args.devices or 1,
+        index=args.index,
+    )
 
 
 def _model(args):
@@ -390,7 +207,7 @@ def _model(args):
         if args.devices < 1:
             raise ConfigError(f"--devices={args.devices}: must be at least 1.")
         mesh.request_cpu_devices(args.devices)
-    model = api.load(args.folder, args.step, args.devices or 0)
+    model = api.open_any(args.folder, args.step, args.devices or 0)
     model.progress = True
     return model
 
@@ -410,38 +227,58 @@ def _evaluate(args):
             args.features,
             args.weights,
             args.devices,
+            args.with_images,
         )
         print(json.dumps(about) if args.json else f"the reference is in {args.make_reference}")
         return
+    if args.with_images:
+        raise ConfigError("--with-images: goes with --make-reference.")
     if not args.path:
         raise ConfigError("PATH: say what is to be scored.")
+    if args.watch:
+        _evaluate_watch(args)
+        return
     truncations = sweep.parse(args.truncation)
     folder = sweep.folder(args.path, args.out) if len(truncations) > 1 else None
     sheets = folder
     if sheets is None and "copies" in (args.metrics or ""):
         sheets = sweep.folder(args.path, args.out, "sheet of nearest neighbours")
-    results = evaluator.evaluate(
-        evaluator.Request(
-            path=args.path,
-            reference=args.reference,
-            metrics=args.metrics,
-            num=args.num,
-            features=args.features,
-            weights=args.weights,
-            truncations=truncations,
-            mode=args.mode,
-            seed=args.seed,
-            step=args.step,
-            data_dir=args.data_dir,
-            devices=args.devices,
-            out=sheets,
-        )
-    )
+    request = _request(args, truncations=truncations, mode=args.mode, step=args.step, out=sheets)
+    results = evaluator.evaluate(request)
     if folder is not None:
         paths = sweep.write(folder, results)
         print(f"the sweep is in {', '.join(paths)}", file=sys.stderr)
     shown = results if folder is not None else results[0]
     print(json.dumps(shown) if args.json else sweep.table(results))
+
+
+def _evaluate_watch(args):
+    from biggan_jax.evaluate import watch
+
+    for name in ("truncation", "mode", "step", "out"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name}: does not apply to --watch.")
+    say = lambda line: print(line, file=sys.stderr if args.json else sys.stdout, flush=True)  # noqa: E731
+    lines = watch.watch(_request(args), say)
+    if args.json:
+        print(json.dumps(lines))
+
+
+def _request(args, **more):
+    from biggan_jax.evaluate import evaluator
+
+    return evaluator.Request(
+        path=args.path,
+        reference=args.reference,
+        metrics=args.metrics,
+        num=args.num,
+        features=args.features,
+        weights=args.weights,
+        seed=args.seed,
+        data_dir=args.data_dir,
+        devices=args.devices,
+        **more,
+    )
 
 
 def _prepare(args):
@@ -523,6 +360,20 @@ def _inspect(args):
     facts = overview.inspect(args.folder, digest=args.digest, step=args.step)
     print(json.dumps(facts) if args.json else overview.text(facts))
     return 0
+
+
+_VERBS = {
+    "train": _train,
+    "plan": _plan,
+    "sample": _sample,
+    "walk": _walk,
+    "app": _app,
+    "evaluate": _evaluate,
+    "prepare": _prepare,
+    "import": _import,
+    "export": _export,
+    "inspect": _inspect,
+}
 
 
 if __name__ == "__main__":

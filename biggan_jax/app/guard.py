@@ -15,6 +15,7 @@ _OWN = {
     "/api/model": ("GET",),
     "/api/classes": ("GET",),
     "/api/images": ("GET", "POST"),
+    "/api/nearest": ("GET",),
     "/api/walk": ("GET", "POST"),
     "/api/timelapse": ("GET",),
     "/api/scores": ("GET",),

@@ -4,7 +4,7 @@ import html
 from typing import Any
 
 from biggan_jax.app import forms, recipes
-from biggan_jax.app.studio import Shown, Studio
+from biggan_jax.app.studio import Nearest, Shown, Studio
 
 CSS = """
 .shots { display: grid; gap: 6px; margin: 0;
@@ -106,6 +106,26 @@ def walked(studio: Studio, recipe: recipes.Walk, frames: int) -> str:
     ]
     shown = film(source, f"a walk of {frames} frames", _look(studio))
     return shown + downloads(links) + f'<p class="facts" role="status">{frames} frames</p>'
+
+
+def nearest(recipe: recipes.Images, found: Nearest, network: str) -> str:
+    """Returns the images with the real ones nearest to them."""
+    query = recipes.query(recipe)
+    first = min(len(found.shown.images), forms.NEAREST_ROWS)
+    known = found.near.ratios[:, 0]
+    below = int((known < 1).sum())
+    words = (
+        f"{below} of {len(known)} are nearer to a real image than 99 of 100 real ones are to each"
+        f" other (below 1 of the threshold), as {network} sees them."
+    )
+    alt = f"the first {first} images, a row each, beside the real images nearest to them"
+    source = _text(f"/api/nearest?{query}")
+    picture = f'<img class="wide" src="{source}" alt="{_text(alt)}">'
+    links = [
+        (f"/api/nearest?{recipes.query(recipe, format='png')}", "nearest.png", "Sheet (PNG)"),
+        (f"/api/nearest?{recipes.query(recipe, format='json')}", "nearest.json", "Numbers (JSON)"),
+    ]
+    return picture + downloads(links) + f'<p class="facts" role="status">{_text(words)}</p>'
 
 
 def compared(studio: Studio, pairs: list[tuple[recipes.Images, Shown]]) -> str:

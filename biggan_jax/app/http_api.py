@@ -36,6 +36,12 @@ class AskImages(recipes.Images):
     )
 
 
+class AskNearest(recipes.Images):
+    """Images, whose nearest real ones are wanted."""
+
+    format: Literal["png", "json"] = "png"
+
+
 class AskWalk(recipes.Walk):
     """A walk and the form it is wanted in."""
 
@@ -119,6 +125,11 @@ def make(studio: studio_lib.Studio) -> fastapi.FastAPI:
         """As GET, with the fields as a JSON body."""
         return await waited(lambda: images(studio, ask))
 
+    @app.get("/api/nearest", response_class=Response)
+    async def get_nearest(ask: Annotated[AskNearest, Query()]) -> Response:
+        """The real images nearest to generated ones, as a sheet of the first or as JSON of all."""
+        return await waited(lambda: nearest(studio, ask))
+
     @app.get("/api/walk", response_class=Response)
     async def get_walk(ask: Annotated[AskWalk, Query()]) -> Response:
         """A walk through latents and classes, as a video or a sheet."""
@@ -171,6 +182,18 @@ def images(studio: studio_lib.Studio, ask: AskImages) -> Response:
     return _file(made, kind, name)
 
 
+def nearest(studio: studio_lib.Studio, ask: AskNearest) -> Response:
+    """Answers a request for nearest real images."""
+    recipe = recipes.Images(**{name: getattr(ask, name) for name in recipes.Images.model_fields})
+    found, index = studio.nearest(recipe), studio.index
+    assert index is not None  # Or there was an error.
+    if ask.format == "json":
+        rows = forms.nearest_record(found, index)
+        return _Ascii({**studio.facts(recipe), "by": index.extractor.name, "images": rows})
+    words = f"{title(studio, recipe)}; nearest by {index.extractor.name}"
+    return _file(forms.nearest(found, index, words), "image/png", "nearest.png")
+
+
 def walk(studio: studio_lib.Studio, ask: AskWalk) -> Response:
     """Answers a request for a walk."""
     recipe = recipes.Walk(**{name: getattr(ask, name) for name in recipes.Walk.model_fields})
@@ -196,7 +219,7 @@ def _film(path, steps):
 def known_scores(studio: studio_lib.Studio, ask: AskScores) -> Response:
     """Answers a request for the scores."""
     truncation, mode = studio.model.check(ask.truncation, ask.mode, 0)
-    chosen = curve.at(curve.read(studio.path), studio.model.bundle.source.get("itr"), mode)
+    chosen = curve.at(curve.read(studio.path), studio.model.step, mode)
     if ask.format == "json":
         found = {
             name: {

@@ -9,16 +9,13 @@ from typing import Any
 import fastapi
 import gradio as gr
 
-from biggan_jax.app import curve, html, recipes, timelapse
+from biggan_jax.app import controls, curve, html, recipes, timelapse
 from biggan_jax.app.batcher import Busy
 from biggan_jax.app.studio import Studio
 from biggan_jax.config import ConfigError
-from biggan_jax.sample import latents, names
+from biggan_jax.sample import names
 from biggan_jax.sample.sheets import HoldsNaN
 
-_MIXED = 6  # Classes that have a slider.
-_NONE = "none"
-_FONT = ["system-ui", "sans-serif"]
 _PROBLEMS = (ConfigError, HoldsNaN, Busy)
 # In the order in which the page's functions take and give them.
 _CONTROLS = (
@@ -33,6 +30,8 @@ def first(studio: Studio) -> None:
     studio.images(recipes.Images(seed=1, num=1, truncation=1.0))
     studio.images(recipes.Images(seed=1, num=1))
     studio.images(recipes.Page().images())
+    if studio.index is not None:
+        studio.nearest(recipes.Page().images())
 
 
 def mount(app: fastapi.FastAPI, studio: Studio) -> None:
@@ -41,7 +40,7 @@ def mount(app: fastapi.FastAPI, studio: Studio) -> None:
         app,
         build(studio),
         path="/",
-        theme=_theme(),
+        theme=controls.theme(),
         css=html.CSS,
         footer_links=[],
         ssr_mode=False,
@@ -50,23 +49,6 @@ def mount(app: fastapi.FastAPI, studio: Studio) -> None:
         enable_monitoring=False,
         pwa=False,
         show_error=False,
-    )
-
-
-def _theme():
-    """Gradio's own with fonts that are there, and colours that can be told apart."""
-    theme = gr.themes.Default(primary_hue="blue", font=_FONT, font_mono=["monospace"])
-    return theme.set(
-        button_primary_background_fill="*primary_700",
-        button_primary_background_fill_dark="*primary_700",
-        button_primary_background_fill_hover="*primary_800",
-        button_primary_background_fill_hover_dark="*primary_800",
-        block_info_text_color="*neutral_600",
-        block_info_text_color_dark="*neutral_300",
-        body_text_color_subdued="*neutral_600",
-        body_text_color_subdued_dark="*neutral_300",
-        block_label_text_color="*neutral_700",
-        block_title_text_color="*neutral_700",
     )
 
 
@@ -87,9 +69,12 @@ def build(studio: Studio) -> gr.Blocks:
                         picture = gr.HTML(_drawn(studio, start), elem_id="picture")
                         curve_view = gr.HTML(_scores(studio, start))
                     with gr.Tab("Walk", id="walk") as walk_tab:
-                        walk_controls = _walk_controls(values)
+                        walk_controls = controls.of_walks(values)
                         go = gr.Button("Make the walk", variant="primary")
                         walked = gr.HTML("", elem_id="walk")
+                    has_index = studio.index is not None
+                    with gr.Tab("Nearest", id="nearest", visible=has_index) as nearest_tab:
+                        near = gr.HTML("", elem_id="nearest")
                     with gr.Tab("Compare", id="compare", visible=bool(studio.checkpoints)) as pair:
                         against = gr.Dropdown(
                             [("choose one", ""), *_checkpoint_names(studio)],
@@ -116,13 +101,13 @@ def build(studio: Studio) -> gr.Blocks:
                     with gr.Tab("For programs", id="api") as api_tab:
                         programs = gr.HTML(html.programs("", ""))
             with gr.Column(scale=2, min_width=300):
-                shown, sliders, random = _image_controls(studio, values)
+                shown, sliders, random = controls.of_images(studio, values)
         link = gr.Textbox("/", label="Link to this state", interactive=False, buttons=["copy"])
         tab = gr.State("images")
 
-        controls = [{**shown, **walk_controls, "against": against}[name] for name in _CONTROLS]
-        settings = [*controls, *sliders, tab]
-        drawn = [problem, picture, curve_view, compared, link, programs]
+        ordered = [{**shown, **walk_controls, "against": against}[name] for name in _CONTROLS]
+        settings = [*ordered, *sliders, tab]
+        drawn = [problem, picture, curve_view, compared, near, link, programs]
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
         show_link = functools.partial(
             gr.on, fn=None, inputs=[link], outputs=None, api_visibility="private",
@@ -140,7 +125,7 @@ def build(studio: Studio) -> gr.Blocks:
 
         def truncation_moved(request: gr.Request, *given):
             values = dict(zip(_CONTROLS, given, strict=False))
-            if values["mode"] == _NONE:
+            if values["mode"] == controls.NONE:
                 values["mode"] = studio.model.truncation_mode
             given = (*values.values(), *given[len(_CONTROLS) :])
             return [values["mode"], *_redraw(studio, given, request)]
@@ -164,7 +149,7 @@ def build(studio: Studio) -> gr.Blocks:
 
         plain = ("seed", "num", "mode", "lock_z", "sort", "chunks", "against")
         quiet = ("keep_z", "keep_class", "points", "frames", "how", "loop", "fps")
-        by_name = dict(zip(_CONTROLS, controls, strict=True))
+        by_name = dict(zip(_CONTROLS, ordered, strict=True))
         gr.on(
             [by_name[name].input for name in (*plain, *quiet)] + [s.input for s in sliders],
             draw, settings, drawn, trigger_mode="always_last", **private,
@@ -182,11 +167,11 @@ def build(studio: Studio) -> gr.Blocks:
         )
         go.click(walk_made, settings, [problem, walked], **private)
         for item, name in (
-            (images_tab, "images"), (walk_tab, "walk"), (pair, "compare"),
-            (training_tab, "training"), (api_tab, "api"),
+            (images_tab, "images"), (walk_tab, "walk"), (nearest_tab, "nearest"),
+            (pair, "compare"), (training_tab, "training"), (api_tab, "api"),
         ):  # fmt: skip
             item.select(
-                functools.partial(_tab_chosen, studio, name), settings, [tab, compared, link],
+                functools.partial(_tab_chosen, studio, name), settings, [tab, compared, near, link],
                 **private,
             )  # fmt: skip
 
@@ -213,7 +198,7 @@ def controls_of(studio: Studio, state: recipes.Page) -> dict[str, Any]:
         "classes": studio.picked(state.classes),
         "num": state.num or studio.default_num(),
         "truncation": state.truncation or 1.0,
-        "mode": _NONE if state.truncation is None and not hub else mode,
+        "mode": controls.NONE if state.truncation is None and not hub else mode,
         "mix": state.weights is not None,
         "chunks": _numbers(state.chunks, studio.model.slots),
         "points": state.points or 0,
@@ -233,10 +218,10 @@ def state_of(studio: Studio, values: Mapping[str, Any]) -> recipes.Page:
         raise ConfigError("choose a class, or press Random.")
     weights = fields.pop("weights")[: len(picked)]
     if fields.pop("mix"):
-        if len(picked) > _MIXED:
-            raise ConfigError(f"mixing: choose at most {_MIXED} classes.")
+        if len(picked) > controls.MIXED:
+            raise ConfigError(f"mixing: choose at most {controls.MIXED} classes.")
         fields["weights"] = ",".join(f"{w:g}" for w in weights)
-    if fields["mode"] == _NONE:
+    if fields["mode"] == controls.NONE:
         fields["truncation"] = fields["mode"] = None
     elif fields["mode"] == studio.model.truncation_mode:
         fields["mode"] = None
@@ -265,70 +250,6 @@ def class_text(studio: Studio, label: int) -> str:
     return str(label)
 
 
-def _image_controls(studio, values):
-    model = studio.model
-    hub = model.truncation_mode == "hub"
-    shown: dict[str, Any] = {}
-    shown["classes"] = gr.Dropdown(
-        [(name, i) for i, name in enumerate(model.class_names)],
-        value=values["classes"],
-        multiselect=True,
-        max_choices=recipes.MAX_CLASSES,
-        label="Classes (type to search)",
-        elem_id="classes",
-    )
-    random = gr.Button("Random", variant="primary")
-    with gr.Row():
-        shown["seed"] = gr.Number(
-            values["seed"], label="Seed", precision=0, minimum=0, min_width=90
-        )
-        shown["keep_z"] = gr.Checkbox(values["keep_z"], label="Lock z", min_width=90)
-        shown["keep_class"] = gr.Checkbox(values["keep_class"], label="Lock class", min_width=90)
-    top = 1.0 if hub else 2.0
-    shown["truncation"] = gr.Slider(
-        0.05, top, values["truncation"], step=0.05, label="Truncation", elem_id="truncation"
-    )
-    shown["mode"] = gr.Dropdown(
-        [*latents.MODES] if hub else [_NONE, *latents.MODES],
-        value=values["mode"],
-        label="Truncation mode",
-    )
-    shown["num"] = gr.Slider(1, studio.most_images, values["num"], step=1, label="Images")
-    with gr.Row():
-        shown["lock_z"] = gr.Checkbox(
-            values["lock_z"], label="One latent a row", info="only the class differs"
-        )
-        shown["sort"] = gr.Checkbox(
-            values["sort"], label="Sort by D", info="the most real first",
-            visible=model.has_discriminator,
-        )  # fmt: skip
-    shown["chunks"] = gr.CheckboxGroup(
-        [(f"chunk {i}", i) for i in range(model.slots)],
-        value=values["chunks"],
-        label="Chunks of z that vary",
-        visible=model.slots > 1,
-    )
-    shown["mix"] = gr.Checkbox(values["mix"], label="Mix the classes", info="one class of several")
-    sliders = [
-        gr.Slider(0, 1, 1, step=0.05, label=f"class {i}", visible=False) for i in range(_MIXED)
-    ]
-    return shown, sliders, random
-
-
-def _walk_controls(values):
-    found: dict[str, Any] = {}
-    with gr.Row():
-        found["frames"] = gr.Slider(1, 60, values["frames"], step=1, label="Frames a leg")
-        found["points"] = gr.Slider(
-            0, 16, values["points"], step=1, label="Points (0: a class each)"
-        )
-    with gr.Row():
-        found["how"] = gr.Radio(["spherical", "linear"], value=values["how"], label="Way")
-        found["loop"] = gr.Checkbox(values["loop"], label="Loop")
-        found["fps"] = gr.Slider(1, 50, values["fps"], step=1, label="Frames a second")
-    return found
-
-
 def _state(studio, given):
     values = dict(zip(_CONTROLS, given, strict=False))
     values["weights"] = given[len(_CONTROLS) : -1]
@@ -337,29 +258,34 @@ def _state(studio, given):
 
 
 def _redraw(studio, given, request):
-    """Values of `drawn`: problem, picture, scores, comparison, link, lines for programs."""
+    """Values of `drawn`: problem, picture, scores, comparison, nearest, link, for programs."""
     try:
         state = _state(studio, given)
         return ["", _drawn(studio, state), *_beside(studio, state, request)]
     except _PROBLEMS as e:
-        return [html.problem(str(e)), *[gr.skip()] * 5]
+        return [html.problem(str(e)), *[gr.skip()] * 6]
 
 
 def _beside(studio, state, request):
     origin = f"http://{request.headers.get('host', '')}"
     programs = html.programs(origin, recipes.query(state.images()))
-    return [_scores(studio, state), _compared(studio, state), _address(state), programs]
+    return [_scores(studio, state), *_on_tabs(studio, state), _address(state), programs]
+
+
+def _on_tabs(studio, state):
+    """Values of the comparison and of what is nearest, each made for its own tab alone."""
+    return [_compared(studio, state), _nearest(studio, state)]
 
 
 def _tab_chosen(studio, name, *given):
-    """Values of tab, comparison and link; nothing where the page itself chose the tab."""
+    """Values of tab, its contents and link; nothing where the page itself chose the tab."""
     if given[-1] == name:
-        return [gr.skip()] * 3
+        return [gr.skip()] * 4
     try:
         state = _state(studio, (*given[:-1], name))
-        return [name, _compared(studio, state), _address(state)]
+        return [name, *_on_tabs(studio, state), _address(state)]
     except _PROBLEMS:
-        return [name, gr.skip(), gr.skip()]
+        return [name, *[gr.skip()] * 3]
 
 
 def _address(state):
@@ -379,9 +305,16 @@ def _compared(studio, state):
     return html.compared(studio, [(recipe, studio.images(recipe)) for recipe in pairs])
 
 
+def _nearest(studio, state):
+    if studio.index is None or state.tab != "nearest":
+        return ""
+    recipe = state.images()
+    return html.nearest(recipe, studio.nearest(recipe), studio.index.extractor.name)
+
+
 def _scores(studio, state):
     mode = state.mode or studio.model.truncation_mode
-    step = studio.model.bundle.source.get("itr")
+    step = studio.model.step
     chosen = curve.at(curve.read(studio.path), step, mode)
     if not chosen:
         return ""
@@ -418,8 +351,8 @@ def _restored(studio, request):
 def _bars(studio, picked: Sequence[int], mixing: bool, weights: Sequence[float] = ()):
     """The sliders of the mix: as many as classes, named by them."""
     found = []
-    for i in range(_MIXED):
-        change: dict[str, Any] = {"visible": bool(mixing and i < len(picked) <= _MIXED)}
+    for i in range(controls.MIXED):
+        change: dict[str, Any] = {"visible": bool(mixing and i < len(picked) <= controls.MIXED)}
         if i < len(picked):
             change["label"] = f"Weight of {studio.model.class_names[picked[i]]}"
         if i < len(weights):
@@ -435,7 +368,7 @@ def _random_classes(studio, picked):
 
 
 def _checkpoint_names(studio):
-    own = studio.model.bundle.source.get("itr")
+    own = studio.model.step
     return [
         (n if n == "other" else f"step {int(n):,}", n) for n in studio.checkpoints if n != str(own)
     ]

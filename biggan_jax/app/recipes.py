@@ -96,7 +96,7 @@ class Page(Images):
     against: str | None = Field(
         default=None, max_length=100, description="the checkpoint compared with"
     )
-    tab: Literal["images", "walk", "compare", "training", "api"] = "images"
+    tab: Literal["images", "walk", "nearest", "compare", "training", "api"] = "images"
 
     def images(self) -> Images:
         """Returns the part that the images depend on."""

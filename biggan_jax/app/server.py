@@ -20,6 +20,7 @@ def serve(
     compare: str | None = None,
     devices: int = 1,
     together: bool = True,
+    index: str | None = None,
 ) -> None:
     """Serves a model until SIGINT or SIGTERM.
 
@@ -31,6 +32,7 @@ def serve(
       compare: another run folder or bundle to compare with.
       devices: see `api.load`.
       together: whether requests are computed together; only measurements want them apart.
+      index: a file of real images to find the nearest in, see `evaluate.index`.
 
     Raises:
       ConfigError: if the model cannot be loaded or the port cannot be had.
@@ -51,7 +53,7 @@ def serve(
         from biggan_jax.app import guard, http_api, page
         from biggan_jax.app.studio import Studio
 
-        studio = Studio(path, step, compare, devices, together)
+        studio = Studio(path, step, compare, devices, together, index)
         try:
             print("biggan app: compiling", file=sys.stderr, flush=True)
             app = http_api.make(studio)

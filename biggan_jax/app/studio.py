@@ -13,6 +13,7 @@ from biggan_jax import api
 from biggan_jax.app import recipes
 from biggan_jax.app.batcher import Batcher, Gate
 from biggan_jax.config import ConfigError
+from biggan_jax.evaluate import index as index_lib
 from biggan_jax.interop import bundle
 from biggan_jax.sample import latents, names, walk
 from biggan_jax.train import listing
@@ -48,6 +49,18 @@ class Shown(NamedTuple):
     seconds: float
 
 
+class Nearest(NamedTuple):
+    """Images with the real ones nearest to them.
+
+    Attributes:
+      shown: the images.
+      near: of each, see `evaluate.index`.
+    """
+
+    shown: Shown
+    near: index_lib.Near
+
+
 class Studio:
     """Everything behind the page and the HTTP API; its methods may be called by many threads."""
 
@@ -58,6 +71,7 @@ class Studio:
         compare: str | None = None,
         devices: int = 1,
         together: bool = True,
+        index: str | None = None,
     ):
         """Loads the model, and the one to compare with.
 
@@ -67,11 +81,13 @@ class Studio:
           compare: another run folder or bundle.
           devices: see `api.load`.
           together: see `Batcher`.
+          index: a file of real images, see `evaluate.index`; None for none.
 
         Raises:
           ConfigError: as `api.load`.
         """
         self.path, self._devices = path, devices
+        self.index = index_lib.Index(index) if index else None
         self.model = api.load(path, step, devices)
         self._models = {"": self.model}
         if compare:
@@ -132,6 +148,18 @@ class Studio:
     def walk(self, recipe: recipes.Walk) -> np.ndarray:
         """Makes the frames of a walk, uint8 [F, H, W, 3]; errors as for `images`."""
         return self._once(recipe, lambda: self._walk(recipe))
+
+    def nearest(self, recipe: recipes.Images) -> Nearest:
+        """Finds the real images nearest to those of a recipe; errors as for `images`."""
+        index = self.index
+        if index is None:
+            raise ConfigError("nearest: there is no index; biggan app --index names one.")
+
+        def make():
+            shown = self.images(recipe)
+            return Nearest(shown, self._batcher.call(lambda: index.find(shown.images)))
+
+        return self._once(("nearest", recipe), make)
 
     def default_num(self) -> int:
         """Returns how many images are made where a recipe does not say."""
@@ -329,6 +357,8 @@ class Studio:
 
 
 def _bytes(made):
+    if isinstance(made, Nearest):
+        return sum(array.nbytes for array in made.near)
     return (made.images if isinstance(made, Shown) else made).nbytes
 
 
@@ -353,6 +383,7 @@ def about(studio: Studio) -> Mapping[str, Any]:
         "mode": model.truncation_mode,
         "chunks": model.slots,
         "discriminator": model.has_discriminator,
+        "index": studio.index is not None,
         "checkpoints": list(studio.checkpoints),
         "state": studio.facts(recipes.Images()),
         "limits": {

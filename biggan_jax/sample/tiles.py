@@ -8,7 +8,7 @@ there. Batches are how many tiles are on their way at once, devices are who comp
 statistics go the same way: a pass is one device's, and the passes are added in their order.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,6 +41,42 @@ def tile_size(model: Mapping[str, Any], platform: str) -> int:
     pixels = _PIXELS.get(platform, _PIXELS_ELSEWHERE) // model["resolution"] ** 2
     most = _MOST.get(platform, _MOST_ELSEWHERE)
     return max(1, min(pixels, most, largest_batch(model)))
+
+
+def blocks(
+    call: Callable[..., Any],
+    arrays: Sequence[np.ndarray],
+    size: int,
+    devices: int = 1,
+    first: int = 0,
+    batch: int | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Calls with whole tiles, and yields what of them was asked for, in order.
+
+    Args:
+      call: takes a tile a device of each array and gives an array as long.
+      arrays: one or more, [N, ...].
+      size: of a tile.
+      devices: how many compute.
+      first: the place of the first element in its series, which settles the place in its tile.
+      batch: elements on their way at once, rounded up to tiles; None for one tile a device.
+
+    Yields:
+      The number of the first element and the results of a block.
+    """
+    count, step = len(arrays[0]), size * devices
+    at_once = max(1, -(-(batch or 1) // step))
+    on_the_way: list[tuple[int, int, int, Any]] = []
+    for start in range(-(first % size), count, step):
+        low, high = max(start, 0), min(start + step, count)
+        # Beside the edges stand elements that are asked for anyway: any will do.
+        number = np.clip(np.arange(start, start + step), 0, count - 1)
+        result = call(*(array[number] for array in arrays))
+        on_the_way.append((start, low, high, result))
+        if len(on_the_way) == at_once or high == count:
+            for begin, low, high, done in on_the_way:
+                yield low, np.asarray(done)[low - begin : high - begin]
+            on_the_way = []
 
 
 class Tiles:
@@ -128,7 +164,8 @@ class Tiles:
     ) -> np.ndarray:
         """Returns the latents [N, z_dim] of images `index` [N], see `latents.draw`."""
         draw = lambda part: self._draw(part, seed, truncation, mode=mode)  # noqa: E731
-        return np.concatenate([z for _, z in self._tiled(draw, [np.asarray(index)], 0, None)])
+        found = blocks(draw, [np.asarray(index)], self.size, self.mesh.size)
+        return np.concatenate([z for _, z in found])
 
     def images(
         self,
@@ -152,20 +189,5 @@ class Tiles:
         """
         statistics = jax.device_put(statistics, mesh_lib.replicated(self.mesh))
         call = lambda z, number: self._images(self._params, statistics, z, mix(number))  # noqa: E731
-        yield from self._tiled(call, [z, np.arange(len(z))], first, batch)
-
-    def _tiled(self, call, arrays, first, batch):
-        """Calls with whole tiles, and yields what of them was asked for, in order."""
-        count, step = len(arrays[0]), self.size * self.mesh.size
-        at_once = max(1, -(-(batch or 1) // step))
-        on_the_way: list[tuple[int, int, int, Any]] = []
-        for start in range(-(first % self.size), count, step):
-            low, high = max(start, 0), min(start + step, count)
-            # Beside the edges stand images that are asked for anyway: any will do.
-            number = np.clip(np.arange(start, start + step), 0, count - 1)
-            result = call(*(array[number] for array in arrays))
-            on_the_way.append((start, low, high, result))
-            if len(on_the_way) == at_once or high == count:
-                for begin, low, high, done in on_the_way:
-                    yield low, np.asarray(done)[low - begin : high - begin]
-                on_the_way = []
+        arrays = [z, np.arange(len(z))]
+        yield from blocks(call, arrays, self.size, self.mesh.size, first, batch)

