@@ -26,7 +26,7 @@ _INITS = ("orthogonal", "n02", "xavier")
 RESIZES = ("area", "bilinear", "pil_bilinear", "lanczos")
 DECODES = ("exact", "scaled")
 POLICIES = ("rollback", "stop", "ignore")
-PARALLEL = ("data", "zero1")
+PARALLEL = ("data", "zero1", "fsdp")
 CROPS = ("center", "random_zoom")
 ARCHITECTURES = ("biggan", "biggan_deep")
 ORDERS = ("embedding_first", "z_first")
@@ -119,6 +119,7 @@ def default() -> ml_collections.ConfigDict:
     c.accumulation = 1  # Micro-batches an update. BN and spectral norm see micro-batches.
     c.device_count = config_dict.placeholder(int)  # None: all there are. On CPU: simulated.
     # Or "zero1": each device keeps and works on its part of the optimizers' moments and the EMA.
+    # Or "fsdp": of the weights too, which are gathered for each pass in the dtype of convolutions.
     c.parallel = "data"
     c.log_every = 100
     c.checkpoint_every = 1000

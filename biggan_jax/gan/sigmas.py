@@ -75,7 +75,8 @@ def _sigmas(matrices, us, mesh, eps, additive):
     def backward(saved, cotangents):
         # u and v are constants: d sigma / d W is v^T u.
         new_us, vs = saved
-        return ([d * v.T * u for d, v, u in zip(cotangents[0], vs, new_us, strict=True)],)
+        slopes = zip(cotangents[0], vs, new_us, matrices, strict=True)
+        return ([(d * v.T * u).astype(w.dtype) for d, v, u, w in slopes],)
 
     run.defvjp(forward, backward)
     return run(matrices)
@@ -90,7 +91,7 @@ def _iterate(matrices, us, mesh, eps, additive):
             size = -(-rest // mesh.size)
             # The slice of a last device may reach back into its neighbour's rows: not twice.
             start = jnp.minimum(device * size, rest - size)
-            rows = jax.lax.dynamic_slice_in_dim(w, start, size)
+            rows = jax.lax.dynamic_slice_in_dim(w, start, size).astype(jnp.float32)
             own = start + jnp.arange(size) >= device * size
             v = jnp.where(own, _dot(u, rows.T), 0)
             whole = jax.lax.dynamic_update_slice(jnp.zeros((1, rest)), v, (0, start))

@@ -114,7 +114,7 @@ def init(config: Mapping[str, Any]) -> GanState:
 
 
 def shardings(config: Mapping[str, Any], mesh: Mesh, whole: bool = False) -> GanState:
-    """Who holds what of the state: every device all of it, or with ZeRO-1 parts of some of it.
+    """Who holds what of the state: every device all of it, or with ZeRO-1 and FSDP parts of some.
 
     Args:
       config: resolved.
@@ -126,6 +126,6 @@ def shardings(config: Mapping[str, Any], mesh: Mesh, whole: bool = False) -> Gan
     if whole or config["parallel"] == "data":
         return held
     cut = lambda tree: jax.tree.map(lambda x: mesh_lib.spread(mesh, x.shape), tree)  # noqa: E731
-    return held.replace(
-        g_opt=cut(shapes.g_opt), d_opt=cut(shapes.d_opt), ema_params=cut(shapes.ema_params)
-    )
+    names = ["g_opt", "d_opt", "ema_params"]
+    names += ["g_params", "d_params"] if config["parallel"] == "fsdp" else []
+    return held.replace(**{name: cut(getattr(shapes, name)) for name in names})

@@ -111,6 +111,7 @@ class Update:
 
     def _with_sigmas(self, params, spectral):
         """Variables for `apply`, and what of `spectral` is moved before it."""
+        params = self._ready(params)
         if not sigmas.worth_sharing(params, self.mesh):
             return {"params": params, "spectral": spectral}, {}
         sigma, moved = sigmas.find(params, spectral, self.mesh, self.config["model"])
@@ -291,14 +292,26 @@ class Update:
         return state, seen | {"bad": metrics.bad(seen, state)}
 
     def _parts(self, tree):
-        """With ZeRO-1, each device's part of weights; else the tree."""
-        zero1 = self.config["parallel"] == "zero1"
-        return mesh_lib.placed(tree, self.mesh, "zero1") if zero1 else tree
+        """With ZeRO-1 and FSDP, each device's part of weights; else the tree."""
+        parallel = self.config["parallel"]
+        return tree if parallel == "data" else mesh_lib.placed(tree, self.mesh, parallel)
 
     def _whole(self, tree):
-        """What `_parts` gave, whole on every device again."""
+        """What `_parts` gave, as the state holds it: with ZeRO-1 whole on every device again."""
         zero1 = self.config["parallel"] == "zero1"
         return mesh_lib.placed(tree, self.mesh, "data") if zero1 else tree
+
+    def _ready(self, params):
+        """Weights as a pass wants them: with FSDP, gathered whole on every device.
+
+        Kernels of convolutions come in the dtype in which they are used, half the bytes with
+        bfloat16; sigma is then that of the rounded kernel.
+        """
+        if self.config["parallel"] != "fsdp":
+            return params
+        dtype = jnp.dtype(self.config["model"]["dtype"])
+        used = jax.tree.map(lambda x: x.astype(dtype) if x.ndim == 4 else x, params)
+        return mesh_lib.placed(used, self.mesh, "data")
 
     def _keys(self, step, noise):
         """Four keys for the draws of a step and one that flips its reals."""

@@ -1,9 +1,10 @@
 """softmax(q k^T) v without a scale, in forms that differ in rounding and in what they hold.
 
-`plain` holds the whole map, queries by keys, and for the backward pass again. The others hold
+`plain` holds the whole map, queries by keys, and for the backward pass again. `blocked` holds
 blocks of it: a block of queries meets all keys at once, so its softmax is whole and needs no
 running maximum, and the backward pass computes the block again from the logarithm of its sum (Dao
-et al. 2022, section 3.1, with all keys as one tile). Softmax is in float32 whatever the arrays are.
+et al. 2022, section 3.1, with all keys as one tile). `whole` does the same with all queries as one
+block, which reads the map fewer times than `plain`. Softmax is in float32 whatever the arrays are.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,8 @@ def attend(
       k: keys `[B, K, D]`.
       v: values `[B, K, E]`.
       side: of the square of pixels that the queries are, for the table.
-      form: "plain", "blocked", "cudnn" (NVIDIA's, for bfloat16), or None for the one in the table.
+      form: "plain", "blocked", "whole", "cudnn" (NVIDIA's, for bfloat16), or None for the one in
+        the table.
       backend: whose table, as for `conv.conv3x3`.
 
     Returns:
@@ -84,11 +86,13 @@ def _forward_block(q, k, v):
     """One block of queries: what comes out, and the logarithm of each row's sum."""
     scores = _scores(q, k)
     largest = scores.max(-1, keepdims=True)
-    weights = jnp.exp(scores - largest)
-    total = weights.sum(-1, keepdims=True)
+    weights = jnp.exp(scores - largest).astype(v.dtype)
+    # A value of ones: the product sums the weights too, without reading them again.
+    ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
     mixed = jnp.einsum(
-        "bqk,bkd->bqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+        "bqk,bkd->bqd", weights, jnp.concatenate([v, ones], -1), preferred_element_type=jnp.float32
     )
+    mixed, total = mixed[..., :-1], mixed[..., -1:]
     # Divided where there are fewer numbers.
     return (mixed / total).astype(v.dtype), largest + jnp.log(total)
 
@@ -104,6 +108,21 @@ def _backward_block(q, k, v, out, log_total, g):
     dscores = (weights * (dweights - inner)).astype(q.dtype)
     dq = jnp.einsum("bqk,bkd->bqd", dscores, k)
     return dq, jnp.einsum("bqk,bqd->bkd", dscores, q, **to_f32), dv
+
+
+def _whole_forward(q, k, v):
+    out, log_total = _forward_block(q, k, v)
+    return out, (q, k, v, out, log_total)
+
+
+def _whole_backward(saved, g):
+    dq, dk, dv = _backward_block(*saved, g)
+    return dq, dk.astype(saved[1].dtype), dv.astype(saved[2].dtype)
+
+
+# Where nothing is differentiated there is nothing to save.
+_whole = jax.custom_vjp(_plain)
+_whole.defvjp(_whole_forward, _whole_backward)
 
 
 def _split(x, count):
@@ -158,5 +177,6 @@ def _fused(q, k, v, implementation="cudnn"):
 FORMS: dict[str, Callable[..., jax.Array]] = {
     "plain": _plain,
     "blocked": _blocked,
+    "whole": _whole,
     "cudnn": _fused,
 }

@@ -84,8 +84,12 @@ def spread(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
     One axis is cut into as many parts as divide both it and the number of devices; where these are
     fewer than the devices, several hold the same part. The last axis is not cut, as TPUs pad it to
     128, nor two axes, as gathering such parts costs a transpose. What is small is held whole.
+
+    A kernel's parts have a multiple of eight input channels where that can be: a TPU lays out eight
+    rows as one tile, and whole tiles are gathered into their places, others copied there again.
     """
-    parts = [math.gcd(size, mesh.size) for size in shape[:-1]]
+    rows = [8 if len(shape) > 2 and not size % 8 else 1 for size in shape[:-1]]
+    parts = [math.gcd(size // n, mesh.size) for size, n in zip(shape[:-1], rows, strict=True)]
     most = max(parts, default=1)
     if most == 1 or math.prod(shape) < _SMALL:
         return replicated(mesh)
@@ -102,9 +106,9 @@ def placed(tree, mesh: Mesh, parallel: str):
     Args:
       tree: of arrays.
       mesh: the mesh ("data",).
-      parallel: "data": every device all of it; "zero1": its part.
+      parallel: "data": every device all of it; "zero1" or "fsdp": its part.
     """
-    where = spread if parallel == "zero1" else lambda mesh, shape: replicated(mesh)
+    where = (lambda mesh, shape: replicated(mesh)) if parallel == "data" else spread
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, where(mesh, x.shape)), tree)
 
 

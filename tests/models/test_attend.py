@@ -48,7 +48,7 @@ def _in_float64(q, k, v):
     return weights / weights.sum(-1, keepdims=True) @ v
 
 
-@pytest.mark.parametrize("form", ["plain", "blocked"])
+@pytest.mark.parametrize("form", ["plain", "blocked", "whole"])
 def test_the_definition(form):
     q, k, v, _ = _draw(8, 5, 7)
     got = attend.attend(q, k, v, side=8, form=form)
@@ -63,23 +63,26 @@ def test_blocks_agree_with_the_whole_map(monkeypatch, side, narrow, wide, block)
     monkeypatch.setattr(attend, "BLOCK", block)
     args = _draw(side, narrow, wide)
     want = jax.jit(_value_and_gradients("plain", side))(*args)
-    _close(jax.jit(_value_and_gradients("blocked", side))(*args), want)
+    for form in ("blocked", "whole"):
+        _close(jax.jit(_value_and_gradients(form, side))(*args), want)
 
 
-def test_scores_beyond_the_range_of_exp():
+@pytest.mark.parametrize("form", ["blocked", "whole"])
+def test_scores_beyond_the_range_of_exp(form):
     q, k, v, g = _draw(4, 3, 5)
     args = 100 * q, 100 * k, v, g
     want = _value_and_gradients("plain", 4)(*args)
-    got = _value_and_gradients("blocked", 4)(*args)
+    got = _value_and_gradients(form, 4)(*args)
     assert all(np.isfinite(x).all() for x in got)
     # Scores near 1e5 have steps of 0.008 in float32.
     np.testing.assert_allclose(got[0], want[0], atol=0.02)
 
 
-def test_bfloat16_keeps_its_dtype(monkeypatch):
+@pytest.mark.parametrize("form", ["blocked", "whole"])
+def test_bfloat16_keeps_its_dtype(monkeypatch, form):
     monkeypatch.setattr(attend, "BLOCK", 2**8)
     args = _draw(8, 4, 8, dtype=jnp.bfloat16)
-    got = jax.jit(_value_and_gradients("blocked", 8))(*args)
+    got = jax.jit(_value_and_gradients(form, 8))(*args)
     assert {x.dtype for x in got} == {jnp.dtype(jnp.bfloat16)}
     want = _value_and_gradients("plain", 8)(*(x.astype(jnp.float32) for x in args))
     # 8 bits: 2^-9 for each of scores' gradients, weights and results.

@@ -9,7 +9,7 @@ from biggan_jax.train.checkpoint import Checkpoints
 from tests.gan.test_step import make_batch, relative
 
 DEVICES = 8
-KINDS = {"alone": ("data", 1), "data": ("data", DEVICES), "zero1": ("zero1", DEVICES)}
+KINDS = {"alone": ("data", 1)} | {name: (name, DEVICES) for name in ("data", "zero1", "fsdp")}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,9 +48,12 @@ def runs():
     return found
 
 
-@pytest.mark.parametrize("one, other", [("data", "zero1"), ("alone", "data")])
+PAIRS = [("data", "zero1"), ("data", "fsdp"), ("alone", "data")]
+
+
+@pytest.mark.parametrize("one, other", PAIRS)
 def test_it_is_the_same_training(runs, one, other):
-    """With ZeRO-1 and without; sharing sigmas and orthogonal regularisation, and on one device."""
+    """With ZeRO-1, FSDP and without; sharing sigmas and the rest, and on one device."""
     (*_, whole, whole_seen), (*_, parts, parts_seen) = runs[one], runs[other]
     for a, b in zip(whole_seen, parts_seen, strict=True):
         for name in a:  # Sums in another order.
@@ -67,23 +70,25 @@ def test_it_is_the_same_training(runs, one, other):
     assert kernels > 40
 
 
-def test_each_device_keeps_its_part(runs):
-    *_, state, _ = runs["zero1"]
-    kernels = [
-        tree["block1"]["conv1"]["kernel"]
-        for tree in (state.ema_params, state.g_opt[0].nu, state.d_opt[0].nu)
-    ]
-    for kernel in kernels:
+@pytest.mark.parametrize("parallel", ["zero1", "fsdp"])
+def test_each_device_keeps_its_part(runs, parallel):
+    *_, state, _ = runs[parallel]
+    kernels = lambda *trees: [tree["block1"]["conv1"]["kernel"] for tree in trees]  # noqa: E731
+    weights = kernels(state.g_params, state.d_params)
+    cut = kernels(state.ema_params, state.g_opt[0].nu, state.d_opt[0].nu)
+    for kernel in cut + (weights if parallel == "fsdp" else []):
         shards = kernel.addressable_shards
         assert len(shards) == DEVICES and shards[0].data.size * DEVICES == kernel.size
-    assert state.g_params["block1"]["conv1"]["kernel"].sharding.is_fully_replicated
+    for kernel in weights:
+        assert kernel.sharding.is_fully_replicated == (parallel == "zero1")
 
 
 def test_it_changes_no_more_than_who_works_on_what(runs):
     flops = {name: step.cost_analysis()["flops"] for name, (_, _, step, *_) in runs.items()}
     assert flops["data"] < flops["alone"] / 4
     assert flops["zero1"] < flops["data"]
-    assert "all-gather" in runs["zero1"][2].as_text()
+    for parallel in ("zero1", "fsdp"):
+        assert "all-gather" in runs[parallel][2].as_text()
 
 
 def test_a_checkpoint_goes_on_either_way(runs, tmp_path):
@@ -91,7 +96,7 @@ def test_a_checkpoint_goes_on_either_way(runs, tmp_path):
     with Checkpoints(tmp_path, keep=1) as saved:
         saved.save(2, state, {})
     fewer = mesh_lib.make_mesh(2)
-    for place, parallel in ((mesh, "data"), (fewer, "zero1")):
+    for place, parallel in ((mesh, "data"), (mesh, "fsdp"), (fewer, "zero1")):
         with Checkpoints(tmp_path, keep=None) as saved:
             got, _ = saved.restore(step_lib.abstract_state(config_of(parallel), place))
         jax.tree.map(np.testing.assert_array_equal, got, state)
