@@ -61,7 +61,8 @@ np.save(out, np.concatenate(images))
 
 def made_up(config_file):
     """A bundle of a config's generator as it is before training."""
-    c = config_lib.resolve(config_lib.load(config_file, []), 1)
+    # Exports run in float32, whatever the model was trained in.
+    c = config_lib.resolve(config_lib.load(config_file, [("model.dtype", "float32")]), 1)
     model = bundle_lib.resolve_model(dict(c.model))
     found = bundle_lib.Bundle(c.name, model, {})
     found.standing_images = 16

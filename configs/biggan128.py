@@ -18,4 +18,6 @@ def get_config(variant: str = ""):
     c.name = "biggan128"
     if config_lib.pick_variant(variant, ("author_pytorch",)):
         config_lib.author_pytorch_recipe(c)
+    else:
+        config_lib.for_pods(c)
     return c

@@ -20,4 +20,6 @@ def get_config(variant: str = ""):
         c.model.z_dim = 128
     if variant == "author_pytorch":
         config_lib.author_pytorch_recipe(c)
+    else:
+        config_lib.for_pods(c)
     return c

@@ -15,6 +15,7 @@ def get_config(variant: str = ""):
     c = config_lib.default()  # The default's recipe is the paper's for this model too.
     c.name = "biggan_deep128"
     c.model.update(arch="biggan_deep", g_ch=128, d_ch=128, z_dim=128)
+    config_lib.for_pods(c)
     if config_lib.pick_variant(variant, ("released",)):
         c.model.update(rgb_channels=128, condition_order="z_first")
     return c

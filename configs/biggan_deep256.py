@@ -16,6 +16,7 @@ def get_config(variant: str = ""):
     c.name = "biggan_deep256"
     c.model.update(arch="biggan_deep", resolution=256, g_ch=128, d_ch=128, z_dim=128)
     c.optim.update(g_lr=2.5e-5, d_lr=2.5e-5)
+    config_lib.for_pods(c)
     if config_lib.pick_variant(variant, ("released",)):
         c.model.update(rgb_channels=128, condition_order="z_first")
     return c

@@ -141,6 +141,8 @@ def test_every_config_file_resolves_as_does_its_small_version():
 
 
 AUTHOR = {
+    "parallel": "data",
+    "model.dtype": "float32",
     "batch_size": 2048,
     "accumulation": 8,
     "d_steps": 1,
@@ -191,12 +193,18 @@ SAGAN = {
 }
 
 
+POD = {"parallel": "fsdp", "model.dtype": "bfloat16"}
+
+
 @pytest.mark.parametrize(
     ("file", "want"),
     [
-        ("biggan128.py", PAPER),
-        ("biggan256.py", PAPER | {"model.z_dim": 140, "model.g_attention": (128,)}),
-        ("biggan512.py", PAPER | {"model.z_dim": 160, "model.g_attention": (64,)}),
+        ("biggan128.py", PAPER | POD),
+        ("biggan_deep128.py", POD),
+        ("biggan_deep256.py", POD),
+        ("biggan_deep512.py:released", POD),
+        ("biggan256.py", PAPER | POD | {"model.z_dim": 140, "model.g_attention": (128,)}),
+        ("biggan512.py", PAPER | POD | {"model.z_dim": 160, "model.g_attention": (64,)}),
         ("imagenet64.py", PAPER),
         ("cifar10.py", PAPER),
         ("sagan128.py", SAGAN),
