@@ -44,9 +44,16 @@ class TooLarge(Exception):
 class Guard:
     """ASGI middleware around everything."""
 
-    def __init__(self, app: Any):
-        """Takes what is guarded."""
+    def __init__(self, app: Any, first_look: str = ""):
+        """Wraps an app.
+
+        Args:
+          app: what is guarded.
+          first_look: HTML that the page at / begins with. Gradio adds nothing to a page before its
+            program has loaded, which takes longer than pictures do.
+        """
         self._app = app
+        self._first_look = first_look.encode()
         self._closing = asyncio.Event()
 
     def close(self) -> None:
@@ -70,6 +77,11 @@ class Guard:
         if not length.isdigit() or int(length) > MAX_BODY:
             await answer(send, 413, _TOO_LARGE)
             return
+        # A link with a state has other pictures.
+        first = path == "/" and not scope["query_string"] and bool(self._first_look)
+        if first:  # As it is, or there would be nothing to find in it.
+            plain = [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]
+            scope = {**scope, "headers": plain}
         taken, begun = 0, False
 
         async def counted():
@@ -85,13 +97,21 @@ class Guard:
             if message["type"] == "http.response.start":
                 begun = True
                 message["headers"] = [*message.get("headers", []), *_HEADERS]
-            await send(message)
+            await send(self._with_first_look(message) if first else message)
 
         try:
             await self._app(scope, counted, marked)
         except TooLarge:
             if not begun:
                 await answer(send, 413, _TOO_LARGE)
+
+    def _with_first_look(self, message):
+        if message["type"] == "http.response.start":
+            kept = [pair for pair in message["headers"] if pair[0].lower() != b"content-length"]
+            return message | {"headers": kept}
+        place = b"<gradio-app"
+        body = message.get("body", b"").replace(place, self._first_look + place, 1)
+        return message | {"body": body}
 
     async def _received(self, receive):
         """What comes next, or the end if the server closes."""

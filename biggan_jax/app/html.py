@@ -46,6 +46,26 @@ def head(studio: Studio) -> str:
     return f'<div class="head"><h1>{_text(model.title)}</h1><p>{known}</p></div>'
 
 
+def first_look(studio: Studio) -> str:
+    """Returns the first picture, to stand in the page while its own program is still loading."""
+    source = f"/api/images?{recipes.query(recipes.Page().images(), format='sheet')}"
+    style = (
+        "position: absolute; left: 24px; top: 120px; z-index: 1; border-radius: 3px;"
+        " width: min(512px, calc(100vw - 48px));"
+    )
+    style += " image-rendering: pixelated;" if _look(studio) else ""
+    return f"""<img id="first-look" src="{_text(source)}" style="{style}"
+  alt="the first pictures; the page is loading">
+<script>
+new MutationObserver((_, watch) => {{
+  if (!document.querySelector("#picture img")) return;
+  document.getElementById("first-look").remove();
+  watch.disconnect();
+}}).observe(document.body, {{childList: true, subtree: true}});
+</script>
+"""
+
+
 def pictures(studio: Studio, recipe: recipes.Images, shown: Shown) -> str:
     """Returns the images with their downloads and what is known of them."""
     links = [

@@ -50,7 +50,7 @@ def serve(
         print("biggan app: loading", file=sys.stderr, flush=True)
         import uvicorn
 
-        from biggan_jax.app import guard, http_api, page
+        from biggan_jax.app import guard, html, http_api, page
         from biggan_jax.app.studio import Studio
 
         studio = Studio(path, step, compare, devices, together, index)
@@ -59,7 +59,7 @@ def serve(
             app = http_api.make(studio)
             page.first(studio)
             page.mount(app, studio)
-            guarded = guard.Guard(app)
+            guarded = guard.Guard(app, html.first_look(studio))
 
             class Server(uvicorn.Server):
                 """Says when it is ready; ends with exit code 0 when it is asked to."""

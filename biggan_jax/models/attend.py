@@ -116,8 +116,9 @@ def _whole_forward(q, k, v):
 
 
 def _whole_backward(saved, g):
-    dq, dk, dv = _backward_block(*saved, g)
-    return dq, dk.astype(saved[1].dtype), dv.astype(saved[2].dtype)
+    q, k, v, out, log_total = saved
+    dq, dk, dv = _backward_block(q, k, v, out, log_total, g)
+    return dq, dk.astype(k.dtype), dv.astype(v.dtype)
 
 
 # Where nothing is differentiated there is nothing to save.

@@ -212,6 +212,21 @@ def test_walk_compare_training_and_programs(browser, served):
         page.wait_for_function("document.body.innerText.includes('curl -o images.npz')")
 
 
+def test_a_picture_is_there_before_the_program(browser, served):
+    loaded = "document.querySelector('#first-look')?.naturalWidth > 100"
+    with contextlib.closing(browser.new_context()) as context:
+        context.set_default_timeout(WAIT)
+        page = context.new_page()
+        page.route("**/assets/*.js", lambda route: route.abort())
+        page.goto(served.url)
+        page.wait_for_function(loaded)
+        # Another state has other pictures.
+        page.goto(f"{served.url}/?seed=3")
+        assert page.query_selector("gradio-app") and not page.query_selector("#first-look")
+    with opened(browser, served) as page:
+        page.wait_for_selector("#first-look", state="detached")
+
+
 def test_a_link_restores_everything(browser, served):
     link = (
         "/?classes=emu%2Ccat&seed=9&truncation=0.35&mode=std&num=6&weights=0.5%2C1&keep_z=true"
