@@ -1,3 +1,5 @@
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -22,8 +24,9 @@ def everything_counts():
         yield
 
 
-def config_of(parallel, devices=DEVICES):
+def config_of(parallel, devices=DEVICES, dtype="float32"):
     c = config_lib.default()
+    c.model.dtype = dtype
     c.model.update(resolution=16, g_ch=4, d_ch=4, num_classes=5, shared_dim=8, z_dim=12)
     c.model.update(g_attention=(), d_attention=())
     c.update(batch_size=16, parallel=parallel)
@@ -105,6 +108,18 @@ def test_a_checkpoint_goes_on_either_way(runs, tmp_path):
         assert len(kernel.sharding.device_set) == place.size
 
 
+def test_fsdp_gathers_in_the_dtype_of_convolutions():
+    config, mesh = config_of("fsdp", dtype="bfloat16"), mesh_lib.make_mesh(DEVICES)
+    state = step_lib.abstract_state(config, mesh)
+    step = step_lib.make_train_step(config, mesh)
+    text = step.lower(state, make_batch(config, mesh)).as_text()
+    kernel = "x".join(map(str, state.d_params["block1"]["conv1"]["kernel"].shape))
+    constrained = re.findall(rf"sharding_constraint .*tensor<{kernel}x(\w+)>", text)
+    assert set(constrained) == {"bf16", "f32"}  # Gathered; gradients and updates.
+    held = jax.eval_shape(step_lib.Update(config, mesh).step, state, make_batch(config, mesh))[0]
+    assert {x.dtype.name for x in jax.tree.leaves(held)} == {"float32", "int32"}
+
+
 @pytest.mark.parametrize(
     ("shape", "count", "parts"),
     [
@@ -112,6 +127,9 @@ def test_a_checkpoint_goes_on_either_way(runs, tmp_path):
         ((3, 3, 6, 40), 8, (1, 1, 2, 1)),
         ((3, 3, 3, 5), 8, None),
         ((12, 4, 7), 4, (1, 4, 1)),
+        # Whole tiles of eight input channels, where there are some.
+        ((3, 3, 32, 40), 8, (1, 1, 4, 1)),
+        ((1, 1, 12, 40), 8, (1, 1, 4, 1)),
         ((40,), 8, None),
         ((), 8, None),
     ],

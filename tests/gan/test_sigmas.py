@@ -69,3 +69,26 @@ def test_the_work_is_shared_and_moved_by_one_all_reduce():
     )
     text = compiled.compile().as_text()
     assert text.count(" all-reduce(") == 1 and "all-gather(" not in text
+
+
+def test_of_rounded_kernels_in_float32():
+    """As FSDP gathers them: sigma is that of the rounded kernel, its gradient comes in bfloat16."""
+    config, _, _, g, _, _ = made("fresh")
+    mesh = mesh_lib.make_mesh(2)
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.ndim == 4 else x, g["params"])
+    rounded = jax.tree.map(lambda x: x.astype(jnp.float32), low)
+
+    def total(params):
+        sigma, moved = sigmas.find(params, g["spectral"], mesh, config["model"])
+        return sum(jax.tree.leaves(sigma)), (sigma, moved)
+
+    run = jax.jit(jax.grad(total, has_aux=True))
+    (got, got_rest), (want, want_rest) = run(low), run(rounded)
+    # Two programs: sums of some hundred terms in another order.
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, got_rest, want_rest)
+    for a, b, kernel in zip(*map(jax.tree.leaves, (got, want, low)), strict=True):
+        assert a.dtype == kernel.dtype
+        # Rounded to 8 bits where the kernel is.
+        rtol = 2**-8 if a.dtype == jnp.bfloat16 else 1e-5
+        close(a.astype(jnp.float32), b, rtol=rtol)
