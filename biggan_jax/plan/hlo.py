@@ -154,12 +154,19 @@ class Program:
         return sum(shape_bytes(shapes.get(operand, "")) for operand in line.operands)
 
     def _product_flops(self, name, line):
-        if line.opcode != "convolution":
+        labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.rest)
+        if line.opcode != "convolution" or labels is None:
             return 0.0
-        labels = re.search(r"dim_labels=\w+_(\w+)->", line.rest)
-        sizes = dimensions(self._shapes[name][line.operands[1]])
-        made = sizes[labels[1].index("o")] if labels and "o" in labels[1] else 1
-        return 2.0 * math.prod(dimensions(line.shape)) * math.prod(sizes) / max(1, made)
+        given, kernel = (
+            dict(zip(letters, dimensions(self._shapes[name][operand]), strict=True))
+            for letters, operand in zip(labels.groups(), line.operands, strict=False)
+        )
+        made = dict(zip(labels[3], dimensions(line.shape), strict=True))
+        # A product with a vector lacks one of them.
+        flops = 2.0 * made.get("b", 1) * made.get("f", 1) * kernel.get("i", 1)
+        for axis in filter(str.isdigit, made):
+            flops *= _products(line.rest, int(axis), given[axis], kernel[axis], made[axis])
+        return flops
 
     def _kind(self, line):
         """The kind of a line; a fusion around a product is named by the product."""
@@ -193,6 +200,25 @@ def kind_of(op_name: str) -> str:
     if last.startswith("reduce"):
         return "reductions"
     return "other"
+
+
+def _products(text, axis, given, kernel, made):
+    """How many products of an input and a kernel entry a convolution takes along an axis.
+
+    Those with padding and with the holes of dilation are none: the TPU compiler makes a product of
+    batches a convolution over them, whose window is as large as the batch and nearly all holes.
+    """
+
+    def option(name, default):
+        match = re.search(rf"window=\{{[^}}]*\b{name}=([\d_x-]+)", text)
+        return match[1].split("x")[axis] if match else default
+
+    stride, holes, spread = (
+        int(option(name, 1)) for name in ("stride", "lhs_dilate", "rhs_dilate")
+    )
+    before = int(option("pad", "0_0").split("_")[0])
+    places = (o * stride + k * spread - before for o in range(made) for k in range(kernel))
+    return sum(0 <= p <= (given - 1) * holes and p % holes == 0 for p in places)
 
 
 def shape_bytes(shape: str) -> float:

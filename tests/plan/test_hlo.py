@@ -33,7 +33,8 @@ def test_cycles_are_of_what_runs_and_as_often(program):
 
 
 def test_loops_multiply_flops_and_bytes(program):
-    conv, product = 2 * (4 * 8 * 8 * 32) * (3 * 3 * 16), 2 * 64 * 32
+    # A side of 8 has 22 products with a kernel of 3: those with the padding are none.
+    conv, product = 2 * (4 * 32 * 16) * 22 * 22, 2 * 64 * 32
     outside = (16384 + 8192 + 9216) + (256 + 8192 + 128) + 3 * 1024
     inside = 2 * 1024 + (256 + 8192 + 128)
     flops, moved = program.loop_factors()
@@ -81,3 +82,23 @@ def test_shape_bytes():
     assert hlo.shape_bytes("f8e4m3fn[10]{0}") == 10
     assert hlo.shape_bytes("s4[10]") == 5
     assert hlo.shape_bytes("token[]") == 0
+
+
+@pytest.mark.parametrize(
+    ("window", "given", "kernel", "made", "count"),
+    [
+        ("size=3 pad=1_1", 8, 3, 8, 22),
+        ("size=3 stride=2 pad=0_1", 8, 3, 4, 11),
+        ("size=3 pad=2_2 rhs_dilate=2", 8, 3, 8, 20),
+        ("size=128 pad=1_1", 128, 128, 3, 3 * 128 - 2),  # The gradient of a kernel.
+        ("size=2 pad=-1_-1", 8, 2, 5, 10),
+        # A product of four batches: each entry meets its own.
+        ("size=4 stride=3 lhs_dilate=4", 4, 4, 4, 4),
+    ],
+)
+def test_products_of_a_window(window, given, kernel, made, count):
+    parts = dict(part.split("=") for part in window.split())
+    two = " ".join(f"{key}={'0_0' if key == 'pad' else 1}x{value}" for key, value in parts.items())
+    assert hlo._products(f"window={{{two}}}", 1, given, kernel, made) == count
+    assert hlo._products(f"window={{{window}}}", 0, given, kernel, made) == count
+    assert hlo._products("dim_labels=bf_io->bf", 0, given, 1, given) == given
