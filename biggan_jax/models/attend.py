@@ -86,13 +86,11 @@ def _forward_block(q, k, v):
     """One block of queries: what comes out, and the logarithm of each row's sum."""
     scores = _scores(q, k)
     largest = scores.max(-1, keepdims=True)
-    weights = jnp.exp(scores - largest).astype(v.dtype)
-    # A value of ones: the product sums the weights too, without reading them again.
-    ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
+    weights = jnp.exp(scores - largest)
+    total = weights.sum(-1, keepdims=True)
     mixed = jnp.einsum(
-        "bqk,bkd->bqd", weights, jnp.concatenate([v, ones], -1), preferred_element_type=jnp.float32
+        "bqk,bkd->bqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
-    mixed, total = mixed[..., :-1], mixed[..., -1:]
     # Divided where there are fewer numbers.
     return (mixed / total).astype(v.dtype), largest + jnp.log(total)
 
@@ -111,8 +109,17 @@ def _backward_block(q, k, v, out, log_total, g):
 
 
 def _whole_forward(q, k, v):
-    out, log_total = _forward_block(q, k, v)
-    return out, (q, k, v, out, log_total)
+    # A value of ones: the product sums the weights too, so that nothing reads the map for it.
+    ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
+    scores = _scores(q, k)
+    largest = scores.max(-1, keepdims=True)
+    weights = jnp.exp(scores - largest).astype(v.dtype)
+    mixed = jnp.einsum(
+        "bqk,bkd->bqd", weights, jnp.concatenate([v, ones], -1), preferred_element_type=jnp.float32
+    )
+    mixed, total = mixed[..., :-1], mixed[..., -1:]
+    out = (mixed / total).astype(v.dtype)
+    return out, (q, k, v, out, largest + jnp.log(total))
 
 
 def _whole_backward(saved, g):

@@ -59,7 +59,7 @@ def test_attention(tmp_path):
     got = run(
         "benchmarks.attention", "--side=8", "--channels=16", "--batch=2", "--steps=1", "--json"
     )
-    assert set(got["forms"]) == {"plain", "blocked"} and got["table"] == "plain"
+    assert set(got["forms"]) == {"plain", "blocked", "whole"} and got["table"] == "plain"
     assert all(row["ms"] > 0 for row in got["forms"].values())
 
 
