@@ -305,9 +305,9 @@ class Update:
         """Weights as a pass wants them: with FSDP, gathered whole on every device.
 
         Kernels of convolutions come in the dtype in which they are used, half the bytes with
-        bfloat16; sigma is then that of the rounded kernel.
+        bfloat16; sigma is then that of the rounded kernel. One device has nothing to gather.
         """
-        if self.config["parallel"] != "fsdp":
+        if self.config["parallel"] != "fsdp" or self.mesh.size == 1:
             return params
         dtype = jnp.dtype(self.config["model"]["dtype"])
         used = jax.tree.map(lambda x: x.astype(dtype) if x.ndim == 4 else x, params)

@@ -110,6 +110,17 @@ def test_a_checkpoint_goes_on_either_way(runs, tmp_path):
         assert len(kernel.sharding.device_set) == place.size
 
 
+def test_fsdp_is_nothing_on_one_device():
+    texts = []
+    for parallel in ("fsdp", "data"):
+        config, mesh = config_of(parallel, 1, dtype="bfloat16"), mesh_lib.make_mesh(1)
+        state, batch = step_lib.abstract_state(config, mesh), make_batch(config, mesh)
+        jaxpr = jax.make_jaxpr(step_lib.Update(config, mesh).judge)
+        images = batch["image"][0].astype("float32")
+        texts.append(str(jaxpr(state.d_params, state.d_spectral, images, batch["label"][0])))
+    assert texts[0] == texts[1]
+
+
 def test_fsdp_gathers_in_the_dtype_of_convolutions():
     config, mesh = config_of("fsdp", dtype="bfloat16"), mesh_lib.make_mesh(DEVICES)
     state = step_lib.abstract_state(config, mesh)
