@@ -6,11 +6,21 @@ import os
 import shutil
 import tempfile
 
+import jaxlib.version
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 
-# Most of a test run is compiling, and many tests, and the processes they start, compile the same
-# program: one run shares what it has compiled.
+# Most of a test run is compiling. What LLVM makes of an operation is not what is tested, so it does
+# little here; tests that want the program of a user say so (`tests.compiled`).
+if "XLA_FLAGS" not in os.environ:
+    flags = ["--xla_backend_optimization_level=0"]
+    if jaxlib.version.__version__.startswith("0.10."):  # An unknown flag ends the process.
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
+
+# Many tests, and the processes they start, compile the same program: one run shares what it has
+# compiled.
 if "PYTEST_XDIST_WORKER" not in os.environ:  # Workers have the folder of who started them.
     _CACHE = tempfile.mkdtemp(prefix="biggan-test-cache-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
