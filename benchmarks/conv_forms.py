@@ -33,6 +33,7 @@ SIDES = (4, 8, 16, 32, 64)
 ATTENTION_SIDES = (16, 32, 64)
 WHOLE_BELOW = {"tpu": 128}  # Attention at this many pixels is in blocks;
 WHOLE_BELOW_ELSEWHERE = 64  # on TPUs later, as a core has few images and plans were made so.
+HOLD_THE_MAP = (forms.PLAIN, "whole")
 IMAGE_SIDE = 64  # Channels on the other side of an image.
 
 
@@ -168,9 +169,9 @@ def never_whole(part, backend):
     limit = WHOLE_BELOW.get(backend, WHOLE_BELOW_ELSEWHERE)
     sides = part.setdefault("attention", {"1": {"1": forms.PLAIN}})["1"]
     for side in sorted(sides, key=int):
-        if int(side) >= limit and sides[side] == forms.PLAIN:
+        if int(side) >= limit and sides[side] in HOLD_THE_MAP:
             del sides[side]
-    if forms.look_up({"b": {"d": part}}, "b", "d", "attention", 1, limit) == forms.PLAIN:
+    if forms.look_up({"b": {"d": part}}, "b", "d", "attention", 1, limit) in HOLD_THE_MAP:
         sides[str(limit)] = "blocked"
 
 
