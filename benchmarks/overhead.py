@@ -5,7 +5,7 @@
 The last line is JSON. `watch_share`: a look at singular values and diversity every `watch_every`
 steps, reading and judging the numbers of each step, and the `bad` flag with the gradients' norms
 (steps with and without, in turn), as a part of the step's time. `checkpoint_share`: what a call of
-`save` takes and by how much the steps beside it are longer, once in `checkpoint_every` steps, as a
+`save` takes and by how much the steps beside it are longer, twice in `checkpoint_every` steps, as a
 part of theirs. `save_per_step`: what a call of `save` takes, in steps. A share below 0 is noise.
 """
 
@@ -100,7 +100,7 @@ def save_numbers(config, saves):
         return {}
     call, added, alone = saves
     return {
-        "checkpoint_share": added / (config.checkpoint_every * alone),
+        "checkpoint_share": 2 * added / (config.checkpoint_every * alone),  # One is half-way.
         "save_per_step": call / alone,
         "save_call_seconds": call,
         "save_added_seconds": added,

@@ -14,9 +14,9 @@ class Keep:
       with a value take part; of equal ones the later is the better.
     metric: its name.
     lowest: whether a lower value is the better one.
-    cadence: the steps between two regular saves; 0 if all are. What was saved besides, on a signal,
-      is not counted among the latest once a later one is there. So it pushes no regular one out,
-      and what a rollback finds does not depend on when signals came.
+    cadence: the steps between two regular saves; 0 if all are. What was saved besides, half-way or
+      on a signal, is not counted among the latest once a later one is there. So it pushes no
+      regular one out, and what a rollback finds does not depend on when signals came.
     """
 
     latest: int

@@ -267,13 +267,16 @@ class _Run:
                 if done % c.watch_every == 0:
                     numbers, self.vectors = self._look()
                     self.pending.append((done, numbers, None))
-                save, sample = (last or done % n == 0 for n in (c.checkpoint_every, c.sample_every))
+                save = last or _save_due(c, done)
+                sample = last or done % c.sample_every == 0
                 if save or sample:
                     self._judge()
                 if save:
                     self._save(done, metrics)
                 if sample:
                     self._sample(done)
+                if _save_due(c, done + 1):
+                    self.saved.wait()
                 self._passed(f"step {done:,}")
 
     def _put(self, batch):
@@ -437,6 +440,15 @@ def _has_checkpoint(workdir):
         return False
     with checkpoint.Checkpoints(folder, keep=None) as saved:
         return saved.latest_step() is not None
+
+
+def _save_due(c, step):
+    """A kill costs fewer than `checkpoint_every` steps, though a save counts once it is whole.
+
+    So there is one half-way too, and before the step of the next the last has to be whole. Half-way
+    ones are gone once a later one is there (`Keep.cadence`).
+    """
+    return step % c.checkpoint_every in (0, c.checkpoint_every // 2)
 
 
 def _what_to_keep(c):
