@@ -30,13 +30,20 @@ def parser(run: Mapping[str, Callable[[argparse.Namespace], Any]]) -> argparse.A
     sub.add_argument("--workdir", help="the run folder; needed unless --dry-run")
     sub.add_argument("--dry-run", action="store_true", help="print config and parameters, leave")
 
-    sub = verb("plan", "Say whether a config fits a TPU slice, and how fast it can be.")
+    sub = verb("plan", "Say whether a config fits TPUs or GPUs, and how fast it can be.")
     sub.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
     sub.add_argument("--config.KEY", metavar="VALUE", help="override a key of the config")
-    sub.add_argument("--slice", help="v3-512, v5e-16, tpu7x-64, ... or a topology such as v3:8x8")
+    sub.add_argument("where", metavar="SLICE", nargs="?", help="the same as --slice")
+    sub.add_argument(
+        "--slice",
+        help="v3-512, v5e-16, tpu7x-64, ...; a topology such as v3:8x8; or GPUs, which are"
+        " estimated, not compiled for: gpu:h100x8",
+    )
     sub.add_argument("--slices", help="several, with commas between, to compare")
     sub.add_argument("--sweep", action="store_true", help="find the cheapest setting that fits")
-    sub.add_argument("--quick", action="store_true", help="memory, FLOPs and collectives alone")
+    sub.add_argument(
+        "--quick", action="store_true", help="memory, FLOPs and collectives alone; of TPUs"
+    )
     sub.add_argument("--price-per-chip-hour", type=float, metavar="X", help="to tell the cost")
     sub.add_argument("--hbm-limit", type=float, metavar="GIB", help="of a device; default: all")
     sub.add_argument("--json", action="store_true", help="for programs")

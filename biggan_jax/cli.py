@@ -101,7 +101,8 @@ def _plan(args):
     from biggan_jax.parallel import slices
     from biggan_jax.plan import search, text
 
-    if (args.slice is None) == (args.slices is None):
+    asked = [names for names in (args.where, args.slice, args.slices) if names is not None]
+    if len(asked) != 1:
         raise ConfigError("--slice: name one, or several with --slices=A,B,C.")
     for name in ("price_per_chip_hour", "hbm_limit"):
         value = getattr(args, name)
@@ -110,7 +111,7 @@ def _plan(args):
     config = config_lib.load(args.config, args.overrides)
     answer = search.compare(
         config,
-        [slices.find(name) for name in (args.slice or args.slices).split(",")],
+        [slices.find(name) for name in asked[0].split(",")],
         args.sweep,
         price=args.price_per_chip_hour,
         limit=None if args.hbm_limit is None else args.hbm_limit * slices.GIB,

@@ -7,7 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from biggan_jax.models import networks
 from biggan_jax.parallel import mesh as mesh_lib
@@ -113,15 +113,22 @@ def init(config: Mapping[str, Any]) -> GanState:
     )
 
 
-def shardings(config: Mapping[str, Any], mesh: Mesh, whole: bool = False) -> GanState:
+def shardings(
+    config: Mapping[str, Any],
+    mesh: Mesh | AbstractMesh,
+    whole: bool = False,
+    shapes: GanState | None = None,
+) -> GanState:
     """Who holds what of the state: every device all of it, or with ZeRO-1 and FSDP parts of some.
 
     Args:
       config: resolved.
-      mesh: the mesh ("data",).
+      mesh: the mesh ("data",), with devices or without.
       whole: as if `parallel` of the config were "data".
+      shapes: of `init`, where they are at hand; tracing it takes a second.
     """
-    shapes = jax.eval_shape(lambda: init(config))
+    if shapes is None:
+        shapes = jax.eval_shape(lambda: init(config))
     held = jax.tree.map(lambda x: mesh_lib.replicated(mesh), shapes)
     if whole or config["parallel"] == "data":
         return held

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.typing import ArrayLike
 
 from biggan_jax import config as config_lib
@@ -407,14 +407,21 @@ def init_state(config: Mapping[str, Any], mesh: Mesh) -> GanState:
     return init()
 
 
-def abstract_state(config: Mapping[str, Any], mesh: Mesh, whole: bool = False) -> GanState:
+def abstract_state(
+    config: Mapping[str, Any],
+    mesh: Mesh | AbstractMesh,
+    whole: bool = False,
+    shapes: GanState | None = None,
+) -> GanState:
     """Shapes, types and shardings of the state, without making it; for restoring.
 
     Args:
       config: resolved.
       mesh: who is to hold it.
       whole: whether every device is to hold all of it, whatever the config says.
+      shapes: of `state.init`, where they are at hand.
     """
-    shapes = jax.eval_shape(lambda: state_lib.init(config))
+    if shapes is None:
+        shapes = jax.eval_shape(lambda: state_lib.init(config))
     shaped = lambda x, held: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=held)  # noqa: E731
-    return jax.tree.map(shaped, shapes, state_lib.shardings(config, mesh, whole))
+    return jax.tree.map(shaped, shapes, state_lib.shardings(config, mesh, whole, shapes))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from biggan_jax import config as config_lib
 from biggan_jax.parallel import distributed
@@ -73,12 +73,12 @@ def _share(device_count, processes):
     return device_count // processes
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def spread(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+def spread(mesh: Mesh | AbstractMesh, shape: Sequence[int]) -> NamedSharding:
     """Every device holds an equal part of an array of weights, or all of it.
 
     One axis is cut into as many parts as divide both it and the number of devices; where these are
@@ -87,6 +87,10 @@ def spread(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
 
     A kernel's parts have a multiple of eight input channels where that can be: a TPU lays out eight
     rows as one tile, and whole tiles are gathered into their places, others copied there again.
+
+    Args:
+      mesh: the mesh ("data",); one without devices is enough to ask who would hold what.
+      shape: of the array.
     """
     rows = [8 if len(shape) > 2 and not size % 8 else 1 for size in shape[:-1]]
     parts = [math.gcd(size // n, mesh.size) for size, n in zip(shape[:-1], rows, strict=True)]
@@ -94,9 +98,13 @@ def spread(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
     if most == 1 or math.prod(shape) < _SMALL:
         return replicated(mesh)
     axis = len(parts) - 1 - parts[::-1].index(most)
-    # The same devices in the same order, so that both meshes can be used in one program.
-    devices = np.reshape(mesh.devices, (most, -1))
-    cut = Mesh(devices, ("part", "copy"), axis_types=(AxisType.Auto, AxisType.Auto))
+    names, kinds = ("part", "copy"), (AxisType.Auto, AxisType.Auto)
+    cut: Mesh | AbstractMesh
+    if isinstance(mesh, AbstractMesh):
+        cut = AbstractMesh((most, mesh.size // most), names, axis_types=kinds)
+    else:
+        # The same devices in the same order, so that both meshes can be used in one program.
+        cut = Mesh(np.reshape(mesh.devices, (most, -1)), names, axis_types=kinds)
     return NamedSharding(cut, PartitionSpec(*[None] * axis, "part"))
 
 

@@ -146,7 +146,7 @@ CHIPS = {
 _ALIASES = {"v5litepod": "v5e", "v5": "v5p", "v7x": "tpu7x"}
 _NAME = re.compile(r"([a-z0-9]+)-(\d+)")
 _TOPOLOGY = re.compile(r"([a-z0-9]+):(\d+(?:x\d+){1,2})")
-_GPU = re.compile(r"gpu:([a-z0-9]+)x(\d+)")
+_GPU = re.compile(r"gpu:([a-z0-9]+?)(?:x(\d+))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,14 +234,14 @@ def find(name: str) -> Slice:
 
     Args:
       name: `v3-512`, `v5e-16` (also `v5litepod-16`), `tpu7x-64`; `v3:8x8`, a topology in chips;
-        or `gpu:h100x8`.
+        or `gpu:h100x8`; `gpu:h100` is one of them.
 
     Raises:
       ConfigError: naming the nearest slice and what is allowed.
     """
     asked = name.strip().lower()
     if match := _GPU.fullmatch(asked):
-        chip, count = CHIPS.get(match[1]), int(match[2])
+        chip, count = CHIPS.get(match[1]), int(match[2] or 1)
         if chip is not None and chip.platform == "gpu" and count:
             return Slice(asked, chip, count, "")
     elif match := _NAME.fullmatch(asked):

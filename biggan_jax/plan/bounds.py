@@ -1,4 +1,4 @@
-"""What published hardware figures let a compiled step take at the least, and what that costs."""
+"""What published hardware figures let a step take at the least, and what that costs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from biggan_jax.parallel import slices
 
 # How the bounds are called in text.
 NAMES = {
-    "flops": "FLOPs at the bf16 peak",
+    "flops": "FLOPs at the published peak",
     "hbm": "bytes at the HBM rate",
     "links": "collectives at the link rate",
     "roofline": "the compiler's roofline",
@@ -23,13 +23,16 @@ def seconds(facts: Mapping[str, Any], where: slices.Slice) -> dict[str, float]:
     the bytes its operations take and make at the rate of the HBM; the bytes of collectives through
     all links of a chip at once, without latency; the compiler's sum over operations of the larger
     of the first two; and its cycles, which see padding, at the clock. Of a quick compile only those
-    that do not depend on how operations are fused.
+    that do not depend on how operations are fused. Of an estimate the FLOPs alone, those that the
+    networks need.
 
     Args:
-      facts: of `compile.facts`, of a step that fits.
+      facts: of `compile.facts` or `gpu.facts`, of a step that fits.
       where: the slice.
     """
     chip = where.chip
+    if facts.get("estimated"):
+        return {"flops": facts["flops"] / facts["peak_flops"]}
     found = {"flops": facts["flops"] / (chip.bf16 / chip.devices)}
     if chip.link_rate:
         found["links"] = link_bytes(facts["collectives"], where) / chip.link_rate

@@ -7,7 +7,6 @@ be interrupted from Python, and its settings are read once.
 
 import importlib.metadata
 import json
-import math
 import os
 import re
 import sys
@@ -26,6 +25,7 @@ from biggan_jax.gan import step as step_lib
 from biggan_jax.parallel import mesh as mesh_lib
 from biggan_jax.parallel import slices
 from biggan_jax.plan import hlo
+from biggan_jax.plan.estimate import device_bytes
 
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([BKMGT]?)"
@@ -77,14 +77,6 @@ def abstract_batch(config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
         "image": jax.ShapeDtypeStruct((rounds, size, side, side, 3), np.uint8, sharding=cut),
         "label": jax.ShapeDtypeStruct((rounds, size), np.int32, sharding=cut),
     }
-
-
-def device_bytes(tree: Any) -> int:
-    """Returns the bytes that one device holds of a tree of shapes with shardings."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
 
 
 def memory_parts(state: state_lib.GanState, batch: Any) -> dict[str, int]:

@@ -31,9 +31,9 @@ def check(where: slices.Slice) -> None:
     """
     if where.chip.platform == "gpu":
         raise config_lib.ConfigError(
-            f"--slice={where.name}: plans for GPUs need XLA's GPU compiler and a target"
+            f"--slice={where.name}: a compile for GPUs needs XLA's GPU compiler and a target"
             " description, which come with a CUDA build of jaxlib on a machine with such a GPU;"
-            " plans are made for TPUs alone so far."
+            " biggan plan estimates instead."
         )
     if importlib.util.find_spec("libtpu") is None:
         raise config_lib.ConfigError(

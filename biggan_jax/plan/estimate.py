@@ -1,19 +1,24 @@
 """Device memory of a training step by parts, estimated where no compiler for the device is at hand.
 
-Exact are the state (shapes) and what the backward pass keeps of the forward pass, as JAX's own
-differentiation says it, rematerialisation included. Not known without the compiler is what it fuses
-away, copies and lays out otherwise: the estimate adds a tenth, and a fixed reserve for the driver's
-context and the libraries' workspaces. It has not been measured on a GPU yet.
+Exact are the state (shapes, cut as ZeRO-1 and FSDP cut them), the batch, and what the backward pass
+keeps of the forward pass, as JAX's own differentiation says it, rematerialisation included; weights
+that FSDP gathers are in it. Not known without the compiler is what it fuses away, copies and lays
+out otherwise: the estimate adds a tenth, and a fixed reserve for the driver's context and the
+libraries' workspaces. It has not been measured on a GPU yet.
 """
 
+import bisect
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
 
 from biggan_jax.gan import losses
 from biggan_jax.gan import state as state_lib
+from biggan_jax.gan import step as step_lib
 from biggan_jax.models import networks
 from biggan_jax.parallel import slices
 
@@ -21,15 +26,36 @@ RESERVE = 1.5 * slices.GIB  # The CUDA context, and workspaces of cuDNN and cuBL
 MARGIN = 0.1  # Of all the rest: copies and fragments.
 
 
+_MOST = 2**20  # Images of a micro-batch on a device; more is not looked for.
+# What traces found; they take seconds, and depend neither on the batch nor on the devices.
+_traced: dict[Any, tuple[Any, list[tuple[int, int]]]] = {}
+
+
 class Estimator:
-    """Memory of one device for any micro-batch, by four traces of a config's networks."""
+    """Memory of one device for any micro-batch, by four traces of a config's networks.
+
+    Attributes:
+      parameters: {"G", "D"}: how many.
+    """
 
     def __init__(self, config: Mapping[str, Any], platform: str = "gpu"):
         """Traces the networks of a resolved config at one and at two images a device."""
-        self._state = jax.eval_shape(lambda: state_lib.init(config))
-        one, two = (_kept(config, platform, self._state, images) for images in (1, 2))
-        # Weights are kept once whatever the batch: a line through two points.
-        self._kept = [(2 * a - b, b - a) for a, b in zip(one, two, strict=True)]
+        devices, rounds, pixels = config["device_count"], config["d_steps"], 3 * _side(config) ** 2
+        mesh = AbstractMesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+        key = (config["model"], config["optim"], platform)
+        if key not in _traced:
+            _traced[key] = _trace(config, platform)
+        shapes, self._kept = _traced[key]
+        state = step_lib.abstract_state(config, mesh, shapes=shapes)
+        count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
+        self.parameters = {"G": count(state.g_params), "D": count(state.d_params)}
+        images = config["batch_size"] // devices
+        self._given = {
+            "state": device_bytes(state),
+            # Pixels and labels of all D updates, and the pixels of one as floats.
+            "batch": images * (rounds * (pixels + 4) + 4 * pixels),
+            "gradients": max(_bytes(state.g_params), _bytes(state.d_params)),
+        }
 
     def parts(self, images: int) -> dict[str, int]:
         """Returns {part: bytes} of a device.
@@ -38,18 +64,39 @@ class Estimator:
           images: of a micro-batch, on one device.
 
         Returns:
-          state (parameters, moments, EMA, statistics), gradients, activations (kept for the
-          backward pass of the larger of the two updates), reserve, and total.
+          state (parameters, moments, EMA, statistics; a device's part of them), batch, gradients
+          (whole, before they are summed over devices), activations (kept for the backward pass of
+          the larger of the two updates), reserve, and total.
         """
-        s = self._state
         kept = max(fixed + images * each for fixed, each in self._kept)
-        found = {
-            "state": _bytes(s),
-            "gradients": max(_bytes(s.g_params), _bytes(s.d_params)),
-            "activations": kept,
-        }
+        found = self._given | {"activations": kept}
         found["reserve"] = int(RESERVE + MARGIN * sum(found.values()))
         return found | {"total": sum(found.values())}
+
+    def largest(self, memory: float) -> int:
+        """Returns the most images of a micro-batch on a device of so many bytes; 0 if none fits."""
+        total = lambda images: self.parts(images)["total"]  # noqa: E731
+        return bisect.bisect_right(range(1, _MOST + 1), memory, key=total)
+
+
+def device_bytes(tree: Any) -> int:
+    """Returns the bytes that one device holds of a tree of shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _side(config):
+    return config["model"]["resolution"]
+
+
+def _trace(config, platform):
+    """Shapes of the state, and (bytes, bytes an image) that D's and G's backward passes keep."""
+    state = jax.eval_shape(lambda: state_lib.init(config))
+    one, two = (_kept(config, platform, state, images) for images in (1, 2))
+    # Weights are kept once whatever the batch: a line through two points.
+    return state, [(2 * a - b, b - a) for a, b in zip(one, two, strict=True)]
 
 
 def _bytes(tree):

@@ -7,6 +7,7 @@ author's own runs had 256.
 """
 
 import copy
+import functools
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -56,7 +57,7 @@ def choose(
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Returns the first setting that fits, {key: value}, and its estimate by parts.
 
-    Large micro-batches without recomputing come first, then large ones with it, then smaller ones.
+    They are tried in the order of `settings`.
 
     Args:
       config: not resolved.
@@ -66,27 +67,45 @@ def choose(
     Raises:
       ConfigError: if none fits.
     """
-    resolved = {}
-    for remat in (False, True):
+
+    @functools.cache
+    def estimator(remat):
         changed = copy.deepcopy(config)
         changed.accumulation, changed.model.remat = 1, remat
-        resolved[remat] = config_lib.resolve(changed, devices)
-    estimators = {remat: estimate.Estimator(c) for remat, c in resolved.items()}
-    cuts = estimate.micro_batches(resolved[False], devices)
-    large = [a for a in cuts if config.batch_size // a >= ENOUGH]
-    rest = [a for a in cuts if a not in large]
-    groups = ((large, False), (large, True), (rest, False), (rest, True))
-    for some, remat in groups:
-        for a in some:
-            parts = estimators[remat].parts(config.batch_size // a // devices)
+        return estimate.Estimator(config_lib.resolve(changed, devices))
+
+    estimator(False)  # Says what is wrong with the config.
+    for group in settings(config, devices):
+        for setting in group:
+            images = config.batch_size // setting["accumulation"] // devices
+            parts = estimator(setting["model.remat"]).parts(images)
             if parts["total"] <= memory:
-                return {"accumulation": a, "model.remat": remat}, parts
-    least = estimators[True].parts(config.batch_size // cuts[-1] // devices)["total"]
+                return setting, parts
+    least = estimator(True).parts(1)["total"]
     raise config_lib.ConfigError(
         f"preset={config.preset}: {config.name} is estimated to need {least / slices.GIB:.1f} GiB"
         f" a device with one image on each and activations recomputed, and there are"
         f" {memory / slices.GIB:.1f}; use a smaller model."
     )
+
+
+def settings(config: ml_collections.ConfigDict, devices: int) -> list[list[dict[str, Any]]]:
+    """Returns groups of settings, {key: value}, in the order in which they are to be tried.
+
+    Large micro-batches without recomputing come first, then large ones with it, then smaller ones.
+
+    Args:
+      config: its batch can be cut over the devices.
+      devices: how many.
+    """
+    cuts = estimate.micro_batches(config, devices)
+    large = [a for a in cuts if config.batch_size // a >= ENOUGH]
+    rest = [a for a in cuts if a not in large]
+    return [
+        [{"accumulation": a, "model.remat": remat} for a in some]
+        for some in (large, rest)
+        for remat in (False, True)
+    ]
 
 
 def _hardware(preset):

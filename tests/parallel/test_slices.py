@@ -36,6 +36,7 @@ from biggan_jax.parallel import slices
         ("v5:2x2x4", 16, 32, 16, 4, "2x2x4"),
         ("gpu:h100x8", 8, 8, 8, 1, ""),
         ("gpu:a100x16", 16, 16, 16, 2, ""),
+        ("gpu:h100", 1, 1, 1, 1, ""),
     ],
 )
 def test_names(name, chips, cores, devices, hosts, topology):

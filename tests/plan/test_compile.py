@@ -140,7 +140,7 @@ def test_need_and_limit_are_read_from_the_compilers_words(message, need, limit):
 
 
 def test_without_libtpu_or_for_gpus_a_sentence_says_what_is_missing(monkeypatch):
-    with pytest.raises(ConfigError, match="plans for GPUs need XLA's GPU compiler"):
+    with pytest.raises(ConfigError, match="a compile for GPUs needs XLA's GPU compiler"):
         compile_lib.check(slices.find("gpu:h100x8"))
     monkeypatch.setitem(sys.modules, "libtpu", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -37,6 +37,7 @@ def compiled(monkeypatch):
 
 def config(**changes):
     c = config_lib.default()
+    c.model.dtype = changes.pop("dtype", "float32")
     c.model.remat = changes.pop("remat", False)
     c.parallel = "zero1"
     c.update(**changes)
@@ -87,6 +88,29 @@ def test_zero1_comes_first_and_stays(compiled):
     assert said in text.text(answer)
 
 
+@pytest.mark.parametrize("parallel", ["data", "zero1"])
+def test_in_bfloat16_fsdp_takes_zero1s_place(compiled, parallel):
+    c = config(batch_size=128, parallel=parallel, dtype="bfloat16")
+    said = text.text(search.compare(c, [V3_8]))
+    assert "v3-8: fits with --config.parallel=fsdp --config.model.remat=True" in said
+    assert "zero1" not in said
+
+
+@pytest.mark.parametrize(
+    ("dtype", "parallel", "name", "want"),
+    [
+        ("bfloat16", "data", "v3-8", {"parallel": "fsdp"}),
+        ("bfloat16", "fsdp", "v3-8", {}),
+        ("float32", "data", "v3-8", {"parallel": "zero1"}),
+        ("float32", "zero1", "v3-8", {}),
+        ("float32", "fsdp", "v3-8", {}),
+        ("bfloat16", "data", "v5e-1", {}),  # One device has nothing to cut.
+    ],
+)
+def test_what_is_cut_up_first(dtype, parallel, name, want):
+    assert search._cut(config(dtype=dtype, parallel=parallel), slices.find(name)) == want
+
+
 def test_both_and_then_smaller_batches_are_tried(compiled):
     # One image of 128 px a device does not fit in 0.3 GiB by any means.
     answer = search.compare(config(batch_size=16), [V3_8], limit=0.3 * GIB)
@@ -126,10 +150,10 @@ def test_a_sweep_takes_the_cheapest_of_what_fits(compiled):
 def test_a_table_of_slices(compiled):
     where = [slices.find(name) for name in ("v3-8", "v3-32")]
     lines = text.text(search.compare(config(batch_size=128), where)).splitlines()
-    assert lines[0] == "biggan128, batch 128" and lines[2].split()[:6] == (
-        ["v3-8", "8", "16", "16.00", "15.48", "NO"]
+    assert lines[0] == "biggan128, batch 128" and lines[2].split()[:7] == (
+        ["v3-8", "compile", "8", "16", "16.00", "15.48", "NO"]
     )
-    assert lines[3].split()[:6] == ["v3-32", "32", "4", "4.00", "15.48", "yes"]
+    assert lines[3].split()[:7] == ["v3-32", "compile", "32", "4", "4.00", "15.48", "yes"]
 
 
 @pytest.mark.parametrize(
