@@ -167,20 +167,21 @@ class Discriminator(nn.Module):
 class Step:
     """A training step of made-up images; a call is a step, done when it returns."""
 
-    def __init__(self, config):
-        """Builds networks on the GPU, if there is one: channels last, bfloat16, compiled."""
+    def __init__(self, config, channels_last=True):
+        """Builds networks on the GPU, if there is one: TF32 or bfloat16, compiled."""
         m, o = config.model, config.optim
         torch.manual_seed(0)
         self.config = config
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.g, self.d = Generator(m).to(self.device), Discriminator(m).to(self.device)
         self.average = Generator(m).to(self.device)
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        for net in (self.g, self.d):
+            net.to(memory_format=self.layout)
         if self.device == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32, as JAX has it.
             torch.backends.cudnn.allow_tf32 = True
             torch.backends.cudnn.benchmark = True
-            for net in (self.g, self.d):
-                net.to(memory_format=torch.channels_last)
         compiled = torch.compile if self.device == "cuda" else lambda net: net
         self.run_g, self.run_d = compiled(self.g), compiled(self.d)
         adam = lambda net, lr: torch.optim.Adam(  # noqa: E731
@@ -210,9 +211,7 @@ class Step:
         with self.lowered():
             with torch.no_grad():
                 fake, fake_labels = self.fakes()
-            real = images.float() / 127.5 - 1
-            if self.device == "cuda":
-                real = real.contiguous(memory_format=torch.channels_last)
+            real = (images.float() / 127.5 - 1).contiguous(memory_format=self.layout)
             logits = self.run_d(torch.cat([fake, real]), torch.cat([fake_labels, labels]))
             fake, real = logits.float().chunk(2)
             loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()

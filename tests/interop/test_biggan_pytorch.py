@@ -364,7 +364,7 @@ def test_names_and_shapes_at_full_width(resolution, deep, g_at, d_at, model):
         assert there == {k: s for k, s in wanted.items() if not k.endswith("sv0")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_full_width_against_numpy_and_back(tmp_path):
     tensors = {
         "G": random_tensors(generator_shapes(128, 96, 1000, at=(3,))),

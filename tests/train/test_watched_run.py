@@ -119,7 +119,8 @@ def test_three_in_a_row_stop_the_run_with_code_3(watched, tmp_path, poisoned, ca
     assert [(e["number"], e["at"], e["to"]) for e in entries] == [(1, 5, 4), (2, 6, 4)]
     assert json.loads((run / "status.json").read_text())["phase"] == "stopped"
     assert sorted(os.listdir(run / "evidence")) == ["1-nan-5", "2-nan-6", "3-nan-5"]
-    assert sorted(os.listdir(run / "checkpoints")) == ["2", "4"]
+    # The second time steps 5 and 6 were made; of 5 there is a checkpoint half-way.
+    assert sorted(os.listdir(run / "checkpoints")) == ["2", "4", "rolled-back-2-5"]
     # The same command with more rollbacks allowed goes on.
     argv[-1] = "--config.watch.max_rollbacks=9"
     assert not any("max_rollbacks=2" in a for a in argv)
