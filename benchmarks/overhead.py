@@ -6,7 +6,8 @@ The last line is JSON. `watch_share`: a look at singular values and diversity ev
 steps, reading and judging the numbers of each step, and the `bad` flag with the gradients' norms
 (steps with and without, in turn), as a part of the step's time. `checkpoint_share`: what a call of
 `save` takes and by how much the steps beside it are longer, twice in `checkpoint_every` steps, as a
-part of theirs. `save_per_step`: what a call of `save` takes, in steps. A share below 0 is noise.
+part of theirs (a save that takes half of them is waited for besides). `save_per_step`: what a call
+of `save` takes, in steps. A share below 0 is noise.
 """
 
 import argparse

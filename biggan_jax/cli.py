@@ -109,6 +109,10 @@ def _plan(args):
         if value is not None and not 0 < value < float("inf"):
             raise ConfigError(f"--{name.replace('_', '-')}={value}: must be a number above 0.")
     config = config_lib.load(args.config, args.overrides)
+    if config.preset:
+        raise ConfigError(
+            f"preset={config.preset!r}: biggan plan tries settings itself; leave it out."
+        )
     answer = search.compare(
         config,
         [slices.find(name) for name in asked[0].split(",")],

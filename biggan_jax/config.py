@@ -122,7 +122,7 @@ def default() -> ml_collections.ConfigDict:
     # Or "fsdp": of the weights too, which are gathered for each pass in the dtype of convolutions.
     c.parallel = "data"
     c.log_every = 100
-    c.checkpoint_every = 1000  # More steps than a kill can cost: there is a save half-way too.
+    c.checkpoint_every = 1000  # A kill costs fewer steps, from 2 on: there is a save half-way too.
     c.keep_checkpoints = 5  # The latest ones. Besides, and together:
     c.keep_every = 0  # Those whose step is a multiple of this; 0: none.
     c.keep_best = 0  # How many with the best value of best_metric; 0: none.

@@ -8,15 +8,17 @@ import tempfile
 
 import jaxlib.version
 
+from tests import compiled
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 
 # Most of a test run is compiling. What LLVM makes of an operation is not what is tested, so it does
 # little here; tests that want the program of a user say so (`tests.compiled`).
 if "XLA_FLAGS" not in os.environ:
-    flags = ["--xla_backend_optimization_level=0"]
+    flags = [compiled.LITTLE]
     if jaxlib.version.__version__.startswith("0.10."):  # An unknown flag ends the process.
-        flags.append("--xla_cpu_use_fusion_emitters=false")
+        flags.append(compiled.NO_EMITTERS)
     os.environ["XLA_FLAGS"] = " ".join(flags)
 
 # Many tests, and the processes they start, compile the same program: one run shares what it has

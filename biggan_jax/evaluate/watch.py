@@ -75,16 +75,20 @@ def watch(
         request.reference, request.data_dir, size, engine, config, whole="ifd" in kinds
     )
     with contextlib.closing(report.summary_writer(os.path.join(run, EVENTS))) as events:
-        return _follow(request, kinds, num, engine, real, events, say, pause)
+        return _follow(request, config, kinds, num, engine, real, events, say, pause)
 
 
-def _follow(request, kinds, num, engine, real, events, say, pause):
-    run, extractor = request.path, engine.extractor
+def _follow(request, config, kinds, num, engine, real, events, say, pause):
+    run, extractor, ends = (
+        request.path,
+        engine.extractor,
+        (config.checkpoint_every, config.num_steps),
+    )
     written: list[dict[str, Any]] = []
     while True:
         # Asked before the look: what is saved till then is seen.
         done = runs.phase(run) in ("done", "stopped")
-        for step, content in _without_score(run, num, extractor, kinds).items():
+        for step, content in _without_score(run, num, extractor, kinds, *ends).items():
             try:
                 model = api.load(run, step, engine.mesh.size)
             except ConfigError:
@@ -135,10 +139,12 @@ def draw(lines: Sequence[Mapping[str, Any]]) -> bytes:
     return data.getvalue()
 
 
-def _without_score(run, num, extractor, kinds):
-    """Manifests, by step, of the checkpoints that lack a score of these kinds."""
+def _without_score(run, num, extractor, kinds, every, last):
+    """Manifests, by step, of the checkpoints that are to stay and lack a score of these kinds."""
     with checkpoint.Checkpoints(os.path.join(run, runs.CHECKPOINTS), keep=None) as saved:
         manifests = saved.manifests()
+    # Those half-way, or on a signal, are gone soon.
+    manifests = {s: content for s, content in manifests.items() if s % every == 0 or s == last}
     known = watch_scores.of_checkpoints(run, manifests)
     first = {"prdc": "precision_k3"}
     wanted = {

@@ -24,8 +24,6 @@ from biggan_jax.parallel import slices
 
 RESERVE = 1.5 * slices.GIB  # The CUDA context, and workspaces of cuDNN and cuBLAS.
 MARGIN = 0.1  # Of all the rest: copies and fragments.
-
-
 _MOST = 2**20  # Images of a micro-batch on a device; more is not looked for.
 # What traces found; they take seconds, and depend neither on the batch nor on the devices.
 _traced: dict[Any, tuple[Any, list[tuple[int, int]]]] = {}
@@ -39,7 +37,7 @@ class Estimator:
     """
 
     def __init__(self, config: Mapping[str, Any], platform: str = "gpu"):
-        """Traces the networks of a resolved config at one and at two images a device."""
+        """Traces the networks of a config, as `config.resolve` gives it, at one and two images."""
         devices, rounds, pixels = config["device_count"], config["d_steps"], 3 * _side(config) ** 2
         mesh = AbstractMesh((devices,), ("data",), axis_types=(AxisType.Auto,))
         key = (config["model"], config["optim"], platform)
@@ -49,11 +47,12 @@ class Estimator:
         state = step_lib.abstract_state(config, mesh, shapes=shapes)
         count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
         self.parameters = {"G": count(state.g_params), "D": count(state.d_params)}
-        images = config["batch_size"] // devices
+        self._images = config["batch_size"] // devices
+        # Pixels and labels of all D updates, and the pixels of one as floats.
+        self._image = rounds * (pixels + 4) + 4 * pixels
         self._given = {
             "state": device_bytes(state),
-            # Pixels and labels of all D updates, and the pixels of one as floats.
-            "batch": images * (rounds * (pixels + 4) + 4 * pixels),
+            "batch": 0,  # By `parts`.
             "gradients": max(_bytes(state.g_params), _bytes(state.d_params)),
         }
 
@@ -61,7 +60,7 @@ class Estimator:
         """Returns {part: bytes} of a device.
 
         Args:
-          images: of a micro-batch, on one device.
+          images: of a micro-batch, on one device; more than the config has make a larger batch.
 
         Returns:
           state (parameters, moments, EMA, statistics; a device's part of them), batch, gradients
@@ -69,7 +68,8 @@ class Estimator:
           the larger of the two updates), reserve, and total.
         """
         kept = max(fixed + images * each for fixed, each in self._kept)
-        found = self._given | {"activations": kept}
+        batch = max(images, self._images) * self._image
+        found = self._given | {"batch": batch, "activations": kept}
         found["reserve"] = int(RESERVE + MARGIN * sum(found.values()))
         return found | {"total": sum(found.values())}
 

@@ -22,10 +22,10 @@ def check(where: Sequence[slices.Slice], quick: bool, sweep: bool) -> None:
             f"--quick: {gpus[0]} is estimated, not compiled, so there is no compile to shorten;"
             " leave it out."
         )
-    if gpus and sweep and len(gpus) < len(where):
+    if gpus and sweep:
         raise config_lib.ConfigError(
-            "--sweep: GPUs are estimated, with a bound by FLOPs alone, and TPUs compiled, with more"
-            " bounds, so the cheapest of both would mean nothing; sweep them apart."
+            f"--sweep: {gpus[0]} is estimated, with a bound by FLOPs alone, by which all settings"
+            " and numbers of GPUs cost the same; compare them with --slices instead."
         )
 
 

@@ -156,8 +156,9 @@ def _tried(name, tried):
         if "accumulation" in fitting[0]["changes"]:
             lines.append("  (batch norm and u then see micro-batches)")
     else:
-        # On GPUs a single image a device was tried: more of them would not help much.
-        larger = "GPUs with more memory or a smaller model" if estimated else "a larger slice"
+        larger = "a larger slice"
+        if estimated:  # One image a device was tried: more devices help only to cut up the state.
+            larger = "GPUs with more memory, several with parallel=fsdp, or a smaller model"
         lines.append(f"{name}: nothing that was tried fits; take {larger}")
     return "\n".join(lines)
 

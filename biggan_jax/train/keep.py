@@ -10,13 +10,13 @@ class Keep:
 
     latest: how many of the latest; at least 1, so that a run can always go on from where it was.
     every: those whose step is a multiple of this; 0 for none.
-    best: how many with the best value of `metric`; 0 for none. Only checkpoints that were saved
-      with a value take part; of equal ones the later is the better.
+    best: how many with the best value of `metric`; 0 for none. Only regular checkpoints that were
+      saved with a value take part; of equal ones the later is the better.
     metric: its name.
     lowest: whether a lower value is the better one.
     cadence: the steps between two regular saves; 0 if all are. What was saved besides, half-way or
-      on a signal, is not counted among the latest once a later one is there. So it pushes no
-      regular one out, and what a rollback finds does not depend on when signals came.
+      on a signal, is kept until a later one is there, and is not counted. So it pushes no regular
+      one out, and what a rollback finds does not depend on when signals came.
     """
 
     latest: int
@@ -39,15 +39,15 @@ class Keep:
           steps: of all checkpoints, ascending.
           metrics: by step, what each was saved with; a step may be missing.
         """
-        regular = [s for s in steps if not self.cadence or s % self.cadence == 0 or s == steps[-1]]
-        kept = set(regular[-self.latest :])
+        regular = [s for s in steps if not self.cadence or s % self.cadence == 0]
+        kept = {*regular[-self.latest :], *steps[-1:]}  # The newest is where a run goes on from.
         if self.every:
             kept |= {step for step in steps if step % self.every == 0}
         if self.best:
             sign = -1 if self.lowest else 1
             values = [
                 (sign * metrics[step][self.metric], step)
-                for step in steps
+                for step in regular
                 if self.metric in metrics.get(step, {})
             ]
             kept |= {step for _, step in sorted(values)[-self.best :]}

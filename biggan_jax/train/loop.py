@@ -387,6 +387,7 @@ class _Run:
             )
         limit = alarm.since - (1 if alarm.rule == "nan" else c.watch.margin)
         healthy = lambda step: step % c.checkpoint_every == 0 and step <= limit  # noqa: E731
+        self.saved.wait()  # Where it goes to must not depend on how fast the disk is.
         to = self.saved.newest(healthy) or 0
         self.ledger.add(rollback.Rollback(number, alarm.step, to, alarm.rule, alarm.text))
         self.saved.set_aside_after(to, number)
@@ -446,7 +447,7 @@ def _save_due(c, step):
     """A kill costs fewer than `checkpoint_every` steps, though a save counts once it is whole.
 
     So there is one half-way too, and before the step of the next the last has to be whole. Half-way
-    ones are gone once a later one is there (`Keep.cadence`).
+    ones go once a later one is there (`Keep.cadence`). Where it is 1, a kill costs one step.
     """
     return step % c.checkpoint_every in (0, c.checkpoint_every // 2)
 

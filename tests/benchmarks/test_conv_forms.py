@@ -33,10 +33,14 @@ def test_the_table_says_what_was_measured(channels, side, want):
 
 
 def test_large_maps_of_attention_are_in_blocks_whatever_was_faster():
-    part = {"attention": {"1": {"1": "plain", "32": "blocked", "64": "plain"}}}
-    conv_forms.never_whole(part, "gpu")
     at = lambda side: forms.look_up({"b": {"d": part}}, "b", "d", "attention", 9, side)  # noqa: E731
-    assert [at(side) for side in (16, 32, 64, 128)] == ["plain", "blocked", "blocked", "blocked"]
+    for whole in ("plain", "whole"):
+        part = {"attention": {"1": {"1": "plain", "32": "blocked", "64": whole}}}
+        conv_forms.never_whole(part, "gpu")
+        assert [at(side) for side in (16, 32, 64, 128)] == ["plain", *["blocked"] * 3]
+        part = {"attention": {"1": {"1": whole}}}
+        conv_forms.never_whole(part, "gpu")
+        assert [at(side) for side in (32, 64, 128)] == [whole, "blocked", "blocked"]
     part = {}
     conv_forms.never_whole(part, "tpu")
     assert [at(side) for side in (32, 64, 128)] == ["plain", "plain", "blocked"]

@@ -51,16 +51,17 @@ def test_the_best_of_the_scored_stay(tmp_path):
 
 
 def make_run(run):
-    """A finished run of two checkpoints, of weights that were never trained."""
+    """A finished run of two checkpoints and one half-way, of weights that were never trained."""
     config = config_lib.shrink(config_lib.load("configs/digits.py"))
     config = config_lib.resolve(config, 1)
+    assert (config.checkpoint_every, config.num_steps) == (2, 4)
     meta = {
         "config_sha256": config_lib.fingerprint(config),
         "config": json.loads(config_lib.to_json(config)),
     }
     mesh = mesh_lib.make_mesh(1)
     with Checkpoints(os.path.join(run, runs.CHECKPOINTS), keep=3) as saved:
-        for step in (1, 2):
+        for step in (2, 3, 4):
             seeded = config_lib.ml_collections.ConfigDict(config)
             seeded.seed = step
             saved.save(step, step_lib.init_state(seeded, mesh), meta)
@@ -82,7 +83,7 @@ def test_a_run_is_followed_to_its_end(tmp_path, monkeypatch, capsys):
     argv += ["--devices=1", "--metrics=fd,prdc"]
     assert cli.main([*argv, "--json"]) == 0
     lines = json.loads(capsys.readouterr().out)
-    assert [line["step"] for line in lines] == [1, 2]
+    assert [line["step"] for line in lines] == [2, 4]
     assert set(lines[0]["scores"]) == {
         *(NAME, "precision_k3_40_watch/means", "recall_k3_40_watch/means"),
         *("density_k5_40_watch/means", "coverage_k5_40_watch/means"),
@@ -90,7 +91,7 @@ def test_a_run_is_followed_to_its_end(tmp_path, monkeypatch, capsys):
     assert lines == watch_scores.read(run)
     # The same images as those of the score under its own name, so the same number.
     (whole,) = evaluator.evaluate(
-        evaluator.Request(run, "data", "fd", 40, "means", step=2, devices=1)
+        evaluator.Request(run, "data", "fd", 40, "means", step=4, devices=1)
     )
     assert whole["metrics"]["fd_means"] == lines[1]["scores"][NAME]
     with Image.open(os.path.join(run, watch.PNG)) as picture:
@@ -103,7 +104,7 @@ def test_a_run_is_followed_to_its_end(tmp_path, monkeypatch, capsys):
     assert cli.main([*argv[:5], "--num=30", *argv[6:]]) == 0
     assert "fd30_watch/means" in capsys.readouterr().out
     assert len(watch_scores.read(run)) == 4
-    assert cli.main([*argv, "--step=2"]) == 2
+    assert cli.main([*argv, "--step=4"]) == 2
     assert "--step: does not apply to --watch" in capsys.readouterr().err
 
 

@@ -46,3 +46,16 @@ def test_of_equal_values_the_later_is_the_better():
     metrics = {step: {"is": 2.0} for step in (1, 2, 3)}
     assert Keep(1, best=1, metric="is").choose([1, 2, 3, 4], metrics) == {3, 4}
     assert Keep(1, best=1, metric="is", lowest=False).choose([1, 2, 3, 4], metrics) == {3, 4}
+
+
+def test_what_was_saved_besides_pushes_no_regular_one_out():
+    """A rollback goes to regular ones alone; half-way ones and those of signals are the newest."""
+    keep = Keep(1, best=1, metric="is", cadence=20)
+    metrics = {step: {"is": float(step)} for step in (20, 30, 40, 50)}
+    assert keep.choose([40], metrics) == {40}
+    assert keep.choose([20, 40, 50], metrics) == {20, 40, 50}
+    assert keep.choose([20, 30, 40], metrics) == {20, 40}
+    two = Keep(2, cadence=20)
+    assert two.choose([20, 40, 50], {}) == {20, 40, 50}
+    assert two.choose([20, 40, 50, 60], {}) == {40, 60}
+    assert Keep(1, every=10, cadence=20).choose([30, 40, 47], {}) == {30, 40, 47}

@@ -137,6 +137,18 @@ def test_a_rollback_before_the_first_checkpoint_starts_anew(watched, tmp_path, p
     assert json.loads((run / "rollbacks.json").read_text())[0]["to"] == 0
 
 
+def test_a_rollback_finds_the_last_regular_checkpoint_behind_a_half_way_one(
+    watched, tmp_path, poisoned
+):
+    watched.update(checkpoint_every=4, keep_checkpoints=1)
+    poisoned(7)
+    run = tmp_path / "run"
+    loop.train(watched, str(run))
+    (entry,) = json.loads((run / "rollbacks.json").read_text())
+    assert (entry["at"], entry["to"]) == (7, 4)
+    assert sorted(os.listdir(run / "checkpoints")) == ["8", "rolled-back-1-6"]
+
+
 @pytest.mark.parametrize("policy", ["stop", "ignore"])
 def test_policies(watched, tmp_path, monkeypatch, capsys, policy):
     def see(self, step, metrics):
