@@ -79,16 +79,12 @@ def watch(
 
 
 def _follow(request, config, kinds, num, engine, real, events, say, pause):
-    run, extractor, ends = (
-        request.path,
-        engine.extractor,
-        (config.checkpoint_every, config.num_steps),
-    )
+    run, extractor = request.path, engine.extractor
     written: list[dict[str, Any]] = []
     while True:
         # Asked before the look: what is saved till then is seen.
         done = runs.phase(run) in ("done", "stopped")
-        for step, content in _without_score(run, num, extractor, kinds, *ends).items():
+        for step, content in _without_score(run, config, num, extractor, kinds).items():
             try:
                 model = api.load(run, step, engine.mesh.size)
             except ConfigError:
@@ -139,12 +135,13 @@ def draw(lines: Sequence[Mapping[str, Any]]) -> bytes:
     return data.getvalue()
 
 
-def _without_score(run, num, extractor, kinds, every, last):
+def _without_score(run, config, num, extractor, kinds):
     """Manifests, by step, of the checkpoints that are to stay and lack a score of these kinds."""
     with checkpoint.Checkpoints(os.path.join(run, runs.CHECKPOINTS), keep=None) as saved:
         manifests = saved.manifests()
     # Those half-way, or on a signal, are gone soon.
-    manifests = {s: content for s, content in manifests.items() if s % every == 0 or s == last}
+    stays = lambda step: step % config.checkpoint_every == 0 or step == config.num_steps  # noqa: E731
+    manifests = {step: content for step, content in manifests.items() if stays(step)}
     known = watch_scores.of_checkpoints(run, manifests)
     first = {"prdc": "precision_k3"}
     wanted = {

@@ -50,11 +50,8 @@ class Estimator:
         self._images = config["batch_size"] // devices
         # Pixels and labels of all D updates, and the pixels of one as floats.
         self._image = rounds * (pixels + 4) + 4 * pixels
-        self._given = {
-            "state": device_bytes(state),
-            "batch": 0,  # By `parts`.
-            "gradients": max(_bytes(state.g_params), _bytes(state.d_params)),
-        }
+        self._state = device_bytes(state)
+        self._gradients = max(_bytes(state.g_params), _bytes(state.d_params))
 
     def parts(self, images: int) -> dict[str, int]:
         """Returns {part: bytes} of a device.
@@ -67,9 +64,12 @@ class Estimator:
           (whole, before they are summed over devices), activations (kept for the backward pass of
           the larger of the two updates), reserve, and total.
         """
-        kept = max(fixed + images * each for fixed, each in self._kept)
-        batch = max(images, self._images) * self._image
-        found = self._given | {"batch": batch, "activations": kept}
+        found = {
+            "state": self._state,
+            "batch": max(images, self._images) * self._image,
+            "gradients": self._gradients,
+            "activations": max(fixed + images * each for fixed, each in self._kept),
+        }
         found["reserve"] = int(RESERVE + MARGIN * sum(found.values()))
         return found | {"total": sum(found.values())}
 

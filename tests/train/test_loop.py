@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from biggan_jax import config as config_lib
 from biggan_jax.gan import step as step_lib
 from biggan_jax.train import digest, loop, overview, runs
+from biggan_jax.train.checkpoint import Checkpoints
 
 
 def lines(workdir):
@@ -64,6 +66,31 @@ def test_stopping_and_going_on_ends_where_one_run_ends(tiny, tmp_path, capsys):
     assert said in capsys.readouterr().out
     assert digest.digest(parts) == digest.digest(whole)
     assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+
+
+def test_a_kill_costs_less_than_an_interval_however_slow_the_disk(tiny, tmp_path, monkeypatch):
+    tiny.update(num_steps=12, checkpoint_every=4, sample_every=12)
+    finish, make, costs = Checkpoints._finish, step_lib.make_train_step, []
+
+    def slow(self, *args):
+        time.sleep(2)  # Many steps, none of which is waited for by itself.
+        finish(self, *args)
+
+    def watched(config, mesh):
+        step = make(config, mesh)
+
+        def wrapped(state, *args):
+            folder = tmp_path / "run" / "checkpoints"
+            whole = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
+            costs.append(int(state.step) + 1 - max(whole, default=0))
+            return step(state, *args)
+
+        return wrapped
+
+    monkeypatch.setattr(Checkpoints, "_finish", slow)
+    monkeypatch.setattr(step_lib, "make_train_step", watched)
+    loop.train(tiny, str(tmp_path / "run"))
+    assert len(costs) == 12 and max(costs) == 3, costs
 
 
 def command(workdir, data_dir, **overrides):
