@@ -31,15 +31,21 @@ def parser(run: Mapping[str, Callable[[argparse.Namespace], Any]]) -> argparse.A
     sub.add_argument("--dry-run", action="store_true", help="print config and parameters, leave")
 
     sub = verb("plan", "Say whether a config fits TPUs or GPUs, and how fast it can be.")
-    sub.add_argument("--config", required=True, help="FILE.py or FILE.py:VARIANT")
+    sub.add_argument("--config", help="FILE.py or FILE.py:VARIANT")
     sub.add_argument("--config.KEY", metavar="VALUE", help="override a key of the config")
     sub.add_argument("where", metavar="SLICE", nargs="?", help="the same as --slice")
     sub.add_argument(
         "--slice",
-        help="v3-512, v5e-16, tpu7x-64, ...; a topology such as v3:8x8; or GPUs, which are"
-        " estimated, not compiled for: gpu:h100x8",
+        help="v3-512, v5e-16, tpu7x-64, ...; v4-128x2, two slices; a topology such as v3:8x8; or"
+        " GPUs, which are estimated, not compiled for: gpu:h100x8",
     )
     sub.add_argument("--slices", help="several, with commas between, to compare")
+    sub.add_argument(
+        "--run",
+        metavar="FOLDER",
+        dest="of_run",
+        help="instead: plan a run's config beside the step time that the run measured",
+    )
     sub.add_argument("--sweep", action="store_true", help="find the cheapest setting that fits")
     sub.add_argument(
         "--quick", action="store_true", help="memory, FLOPs and collectives alone; of TPUs"

@@ -99,15 +99,28 @@ def _train(args):
 def _plan(args):
     from biggan_jax import config as config_lib
     from biggan_jax.parallel import slices
-    from biggan_jax.plan import search, text
+    from biggan_jax.plan import measured, search, text
 
-    asked = [names for names in (args.where, args.slice, args.slices) if names is not None]
-    if len(asked) != 1:
-        raise ConfigError("--slice: name one, or several with --slices=A,B,C.")
+    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
     for name in ("price_per_chip_hour", "hbm_limit"):
         value = getattr(args, name)
         if value is not None and not 0 < value < float("inf"):
             raise ConfigError(f"--{name.replace('_', '-')}={value}: must be a number above 0.")
+    if args.of_run is not None:
+        others = ("config", "where", "slice", "slices", "sweep", "quick", "overrides", "hbm_limit")
+        if given := [name for name in others if getattr(args, name)]:
+            raise ConfigError(
+                f"--run={args.of_run}: plans the run's own config for what it ran on; leave out"
+                f" {given[0]}."
+            )
+        answer = measured.compare(args.of_run, price=args.price_per_chip_hour, say=say)
+        print(json.dumps(answer) if args.json else measured.as_text(answer))
+        return 0 if answer["plan"]["fits"] else 2
+    if args.config is None:
+        raise ConfigError("--config: name a config, or a run with --run.")
+    asked = [names for names in (args.where, args.slice, args.slices) if names is not None]
+    if len(asked) != 1:
+        raise ConfigError("--slice: name one, or several with --slices=A,B,C.")
     config = config_lib.load(args.config, args.overrides)
     if config.preset:
         raise ConfigError(
@@ -120,7 +133,7 @@ def _plan(args):
         price=args.price_per_chip_hour,
         limit=None if args.hbm_limit is None else args.hbm_limit * slices.GIB,
         quick=args.quick,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        say=say,
     )
     print(json.dumps(answer) if args.json else text.text(answer))
     # Only what was asked for must fit; --sweep asks for anything that does.

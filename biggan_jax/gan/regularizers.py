@@ -44,12 +44,10 @@ def ortho_gradient(
 
 
 def _shared_product(tall, mesh):
-    """W (W^T W), every device working on its rows; W^T W is a sum over all of them."""
-    rows = len(tall)
-    cut = lambda x: jax.lax.with_sharding_constraint(  # noqa: E731
-        x, mesh_lib.batch_sharding(mesh, 0)
-    )
-    padded = cut(jnp.pad(tall, ((0, -rows % mesh.size), (0, 0))))
+    """W (W^T W), every device of a slice working on its rows; W^T W is a sum over all of them."""
+    rows, where = len(tall), mesh_lib.rows_in_slice(mesh)
+    cut = lambda x: jax.lax.with_sharding_constraint(x, where)  # noqa: E731
+    padded = cut(jnp.pad(tall, ((0, -rows % where.num_devices), (0, 0))))
     return cut(_dot(padded, _dot(padded.T, padded)))[:rows]
 
 

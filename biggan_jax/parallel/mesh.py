@@ -5,9 +5,11 @@ import itertools
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from biggan_jax import config as config_lib
@@ -59,8 +61,41 @@ def make_mesh(device_count: int) -> Mesh:
         taken += own
     if len(taken) == len(devices):
         taken = devices  # In JAX's order, which is that of the wires.
-    # make_mesh's default is Explicit axes, under which sharding constraints only assert.
-    return jax.make_mesh((device_count,), ("data",), axis_types=(AxisType.Auto,), devices=taken)
+    return mesh_of(taken)
+
+
+def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
+    """Returns the mesh ("data",) over devices, those of a slice side by side in its wires' order.
+
+    Raises:
+      ConfigError: if several slices do not have equally many of them.
+    """
+    slices: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        slices.setdefault(slice_index(device), []).append(device)
+    if len({len(own) for own in slices.values()}) > 1:
+        parts = ", ".join(f"{len(own)} of slice {index}" for index, own in sorted(slices.items()))
+        raise config_lib.ConfigError(
+            f"device_count={len(devices)}: these are {parts}; each slice must have as many."
+        )
+    rings = [mesh_utils.create_device_mesh((len(own),), own) for _, own in sorted(slices.items())]
+    # Explicit axes, the default elsewhere, make sharding constraints assertions.
+    return Mesh(np.concatenate(rings), ("data",), axis_types=(AxisType.Auto,))
+
+
+def slice_index(device: jax.Device) -> int:
+    """Returns which of several slices a device is in: those that only a slower network connects.
+
+    Slices of TPUs; of GPUs, what NVLink connects, which mostly is a host. CPUs are one.
+    """
+    return 0 if device.platform == "cpu" else getattr(device, "slice_index", 0)
+
+
+def slice_count(mesh: Mesh | AbstractMesh) -> int:
+    """Returns how many slices a mesh spans; one without devices counts as one slice."""
+    if isinstance(mesh, AbstractMesh):
+        return 1
+    return len({slice_index(device) for device in mesh.devices.flat})
 
 
 def _share(device_count, processes):
@@ -73,6 +108,17 @@ def _share(device_count, processes):
     return device_count // processes
 
 
+def describe(mesh: Mesh) -> dict[str, Any]:
+    """Returns device_kind, as JAX calls it, and how many devices, processes and slices it has."""
+    devices = list(mesh.devices.flat)
+    return {
+        "device_kind": devices[0].device_kind,
+        "devices": len(devices),
+        "processes": len({device.process_index for device in devices}),
+        "slices": slice_count(mesh),
+    }
+
+
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
@@ -83,7 +129,8 @@ def spread(mesh: Mesh | AbstractMesh, shape: Sequence[int]) -> NamedSharding:
 
     One axis is cut into as many parts as divide both it and the number of devices; where these are
     fewer than the devices, several hold the same part. The last axis is not cut, as TPUs pad it to
-    128, nor two axes, as gathering such parts costs a transpose. What is small is held whole.
+    128, nor two axes, as gathering such parts costs a transpose. What is small is held whole. Of
+    several slices each holds all parts, so that none is gathered over the slower network.
 
     A kernel's parts have a multiple of eight input channels where that can be: a TPU lays out eight
     rows as one tile, and whole tiles are gathered into their places, others copied there again.
@@ -92,20 +139,33 @@ def spread(mesh: Mesh | AbstractMesh, shape: Sequence[int]) -> NamedSharding:
       mesh: the mesh ("data",); one without devices is enough to ask who would hold what.
       shape: of the array.
     """
+    slices = slice_count(mesh)
+    most_parts = mesh.size // slices
     rows = [8 if len(shape) > 2 and not size % 8 else 1 for size in shape[:-1]]
-    parts = [math.gcd(size // n, mesh.size) for size, n in zip(shape[:-1], rows, strict=True)]
+    parts = [math.gcd(size // n, most_parts) for size, n in zip(shape[:-1], rows, strict=True)]
     most = max(parts, default=1)
     if most == 1 or math.prod(shape) < _SMALL:
         return replicated(mesh)
     axis = len(parts) - 1 - parts[::-1].index(most)
-    names, kinds = ("part", "copy"), (AxisType.Auto, AxisType.Auto)
-    cut: Mesh | AbstractMesh
-    if isinstance(mesh, AbstractMesh):
-        cut = AbstractMesh((most, mesh.size // most), names, axis_types=kinds)
-    else:
-        # The same devices in the same order, so that both meshes can be used in one program.
-        cut = Mesh(np.reshape(mesh.devices, (most, -1)), names, axis_types=kinds)
+    cut = _regrouped(mesh, {"slice": slices, "part": most, "copy": most_parts // most})
     return NamedSharding(cut, PartitionSpec(*[None] * axis, "part"))
+
+
+def rows_in_slice(mesh: Mesh) -> NamedSharding:
+    """The first axis is cut over the devices of a slice, and each slice has all of it."""
+    slices = slice_count(mesh)
+    if slices == 1:
+        return batch_sharding(mesh, 0)
+    cut = _regrouped(mesh, {"slice": slices, "data": mesh.size // slices})
+    return NamedSharding(cut, PartitionSpec("data"))
+
+
+def _regrouped(mesh, axes):
+    """The same devices in the same order, so that both meshes can be used in one program."""
+    names, kinds = tuple(axes), (AxisType.Auto,) * len(axes)
+    if isinstance(mesh, AbstractMesh):
+        return AbstractMesh(tuple(axes.values()), names, axis_types=kinds)
+    return Mesh(mesh.devices.reshape(tuple(axes.values())), names, axis_types=kinds)
 
 
 def placed(tree, mesh: Mesh, parallel: str):

@@ -1,7 +1,8 @@
 """Slices of TPUs and hosts of GPUs by the names users know, with their makers' published figures.
 
-A name says a generation and a number. For v2, v3, v4, v5p and tpu7x the number counts cores, two a
-chip; for v5e and v6e it counts chips. `v3:8x8` names a topology in chips instead.
+A name says a generation and a number. For v2, v3, v4, v5p and tpu7x the number counts cores, two
+a chip; for v5e and v6e it counts chips. `v3:8x8` names a topology in chips instead. `v4-128x2` are
+two slices v4-128, which the data centre's network connects.
 """
 
 import dataclasses
@@ -144,26 +145,28 @@ CHIPS = {
     )
 }  # fmt: skip
 _ALIASES = {"v5litepod": "v5e", "v5": "v5p", "v7x": "tpu7x"}
-_NAME = re.compile(r"([a-z0-9]+)-(\d+)")
+_NAME = re.compile(r"([a-z0-9]+)-(\d+)(?:x(\d+))?")
 _TOPOLOGY = re.compile(r"([a-z0-9]+):(\d+(?:x\d+){1,2})")
 _GPU = re.compile(r"gpu:([a-z0-9]+?)(?:x(\d+))?")
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A number of chips that are wired together.
+    """A number of chips that are wired together, or several such slices of one shape.
 
     Attributes:
       name: as it was asked for, in lower case.
       chip: what it is made of.
-      chips: how many.
-      topology: how they are wired, in chips ("8x8"); "" for GPUs.
+      chips: how many, of all slices.
+      topology: how those of a slice are wired, in chips ("8x8"); "" for GPUs.
+      slices: how many slices.
     """
 
     name: str
     chip: Chip
     chips: int
     topology: str
+    slices: int = 1
 
     @property
     def devices(self) -> int:
@@ -179,16 +182,17 @@ class Slice:
     def hosts(self) -> int:
         """Processes of JAX. Eight chips of v5e or v6e are one host, as all GPUs up to eight are."""
         single = 8 if not self.chip.named_by_cores else self.chip.chips_a_host
-        return 1 if self.chips <= single else math.ceil(self.chips / self.chip.chips_a_host)
+        chips = self.chips // self.slices
+        hosts = 1 if chips <= single else math.ceil(chips / self.chip.chips_a_host)
+        return hosts * self.slices
 
     def describe(self) -> dict[str, object]:
         """Returns the facts for programs."""
         chip = dataclasses.asdict(self.chip)
         del chip["shapes"]
         counts = {"chips": self.chips, "cores": self.cores, "devices": self.devices}
-        return {"name": self.name, "topology": self.topology, **counts, "hosts": self.hosts} | {
-            "chip": chip
-        }
+        counts |= {"hosts": self.hosts, "slices": self.slices}
+        return {"name": self.name, "topology": self.topology, **counts, "chip": chip}
 
 
 def names(chip: Chip) -> list[str]:
@@ -233,8 +237,8 @@ def find(name: str) -> Slice:
     """Returns the slice of a name.
 
     Args:
-      name: `v3-512`, `v5e-16` (also `v5litepod-16`), `tpu7x-64`; `v3:8x8`, a topology in chips;
-        or `gpu:h100x8`; `gpu:h100` is one of them.
+      name: `v3-512`, `v5e-16` (also `v5litepod-16`), `tpu7x-64`; `v4-128x2`, two slices;
+        `v3:8x8`, a topology in chips; or `gpu:h100x8`; `gpu:h100` is one of them.
 
     Raises:
       ConfigError: naming the nearest slice and what is allowed.
@@ -245,11 +249,11 @@ def find(name: str) -> Slice:
         if chip is not None and chip.platform == "gpu" and count:
             return Slice(asked, chip, count, "")
     elif match := _NAME.fullmatch(asked):
-        chip, count = _tpu_chip(match[1]), int(match[2])
-        if chip is not None:
+        chip, count, times = _tpu_chip(match[1]), int(match[2]), int(match[3] or 1)
+        if chip is not None and times:
             chips = count // chip.cores if chip.named_by_cores else count
             if chips in chip.shapes and names(chip).count(f"{chip.name}-{count}"):
-                return Slice(asked, chip, chips, chip.shapes[chips])
+                return Slice(asked, chip, times * chips, chip.shapes[chips], times)
             raise config_lib.ConfigError(_no_such_size(name, chip, count))
     elif match := _TOPOLOGY.fullmatch(asked):
         chip = _tpu_chip(match[1])
@@ -287,5 +291,6 @@ def _no_such_name(name, asked):
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return (
         f"--slice={name}: must be a TPU slice such as v3-512, v4-64, v5e-16, v5p-128, v6e-256 or"
-        f" tpu7x-64, a topology such as v3:8x8, or gpu:a100xN, gpu:h100xN or gpu:h200xN{hint}"
+        f" tpu7x-64, several such as v4-128x2, a topology such as v3:8x8, or gpu:a100xN,"
+        f" gpu:h100xN or gpu:h200xN{hint}"
     )

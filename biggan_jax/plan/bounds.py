@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from biggan_jax.parallel import slices
+from biggan_jax.plan import hlo
 
 # How the bounds are called in text.
 NAMES = {
@@ -22,7 +23,8 @@ def seconds(facts: Mapping[str, Any], where: slices.Slice) -> dict[str, float]:
     that the compiler counts at the peak of the matrix units (float32 convolutions run there too);
     the bytes its operations take and make at the rate of the HBM; the bytes of collectives through
     all links of a chip at once, without latency; the compiler's sum over operations of the larger
-    of the first two; and its cycles, which see padding, at the clock. Of a quick compile only those
+    of the first two; and its cycles, which see padding, at the clock. The network between slices is
+    none of them, as its rate is not published. Of a quick compile only those
     that do not depend on how operations are fused. Of an estimate the FLOPs alone, those that the
     networks need.
 
@@ -50,11 +52,15 @@ def link_bytes(collectives: Mapping[str, Mapping[str, float]], where: slices.Sli
 
     The devices of a chip share its links, so what an all-reduce sums is summed in the chip first.
     Of n chips each then sends (n - 1) / n of the bytes twice, to gather sums and to spread them;
-    other collectives once. An all-to-all and a permutation do not become fewer in the chip.
+    other collectives once. An all-to-all and a permutation do not become fewer in the chip. Several
+    slices each do this by themselves; what goes between them takes another network.
     """
-    share = (where.chips - 1) / where.chips
+    chips = where.chips // where.slices
+    share = (chips - 1) / chips
     total = 0.0
     for kind, entry in collectives.items():
+        if kind == hlo.BETWEEN_SLICES:
+            continue
         times = 2 if kind == "all-reduce" else 1
         if kind in ("all-to-all", "ragged-all-to-all", "collective-permute"):
             times = where.chip.devices

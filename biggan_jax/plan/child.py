@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from biggan_jax import config as config_lib
 from biggan_jax.gan import state as state_lib
@@ -52,6 +52,8 @@ def mesh_of(where: slices.Slice) -> Mesh:
         options["chip_config_name"] = "megacore"  # Both cores are one device.
     if where.chips == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
+    if where.slices > 1:
+        options["num_slices"] = where.slices
     name = f"{chip.compiler_name}:{where.topology}"
     try:
         found = topologies.get_topology_desc(name, "tpu", **options)
@@ -65,8 +67,7 @@ def mesh_of(where: slices.Slice) -> Mesh:
             f"--slice={where.name}: libtpu shows {len(found.devices)} devices for {name!r}, not"
             f" {where.devices}."
         )
-    devices = topologies.make_mesh(found, (where.devices,), ("data",)).devices
-    return Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
+    return mesh_lib.mesh_of(found.devices)
 
 
 def abstract_batch(config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

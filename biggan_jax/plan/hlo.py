@@ -25,6 +25,7 @@ COLLECTIVES = (
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
     *("collective-permute", "collective-broadcast"),
 )
+BETWEEN_SLICES = "between-slices"  # By hosts, over their network.
 # What the kinds of operations in `Program.cycles` mean.
 KINDS = {
     "convolutions": "convolutions of both networks, forward and backward",
@@ -79,12 +80,15 @@ class Program:
     def collectives(self) -> dict[str, dict[str, float]]:
         """Returns {kind: {"count", "bytes"}} of one device and one call of the program.
 
-        Bytes are what an all-gather makes, and what all others take.
+        Bytes are what an all-gather makes, and what all others take. Of several slices the program
+        has collectives within a slice, and what a device hands to its host for the other slices.
         """
         found: dict[str, dict[str, float]] = {}
         for runs, name, line in self._lines():
             kind = line.opcode.removesuffix("-start")
-            if kind not in COLLECTIVES:
+            if kind == "send" and "megascale" in line.rest:
+                kind = BETWEEN_SLICES
+            elif kind not in COLLECTIVES:
                 continue
             size = self._operand_bytes(name, line)
             if kind == "all-gather":  # The shape of a start has both sides.

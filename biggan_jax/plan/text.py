@@ -65,11 +65,12 @@ def verdict(row: Mapping[str, Any]) -> str:
 
 def _one(row):
     where, chip = row["slice"], row["slice"]["chip"]
+    times = f"{where['slices']} slices of " if where["slices"] > 1 else ""
     made_of = (
         f"{where['chips']} {chip['name']} GPU(s)"
         if row["estimated"]
-        else f"{where['chips']} {chip['name']} chips ({where['topology']}), {where['cores']} cores,"
-        f" {where['devices']} devices"
+        else f"{where['chips']} {chip['name']} chips ({times}{where['topology']}),"
+        f" {where['cores']} cores, {where['devices']} devices"
     )
     lines = [
         f"{row['config']} on {where['name']}: {made_of}, {where['hosts']} host(s)",

@@ -168,7 +168,8 @@ class _Run:
                 functools.partial(watch_scores.of_checkpoints, self.workdir),
             ) as self.saved,
             report.Reporter(
-                self.workdir, c.num_steps, self.images_per_step, self.is_main, used
+                *(self.workdir, c.num_steps, self.images_per_step, self.is_main),
+                *(used, mesh_lib.describe(self.mesh)),
             ) as self.reporter,
             profile.Profile(c.profile_steps, self.workdir, _say) as self.profile,
             self._hang_watch() as self.hang,

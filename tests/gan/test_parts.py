@@ -1,3 +1,4 @@
+import math
 import re
 
 import jax
@@ -12,6 +13,7 @@ from tests.gan.test_step import make_batch, relative
 
 DEVICES = 8
 KINDS = {"alone": ("data", 1)} | {name: (name, DEVICES) for name in ("data", "zero1", "fsdp")}
+KINDS |= {"fsdp of two slices": ("fsdp", DEVICES)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,24 +41,30 @@ def config_of(parallel, devices=DEVICES, dtype="float32"):
 def runs():
     found = {}
     for name, (parallel, devices) in KINDS.items():
-        config, mesh = config_of(parallel, devices), mesh_lib.make_mesh(devices)
-        state = step_lib.init_state(config, mesh)
-        step = step_lib.make_train_step(config, mesh).lower(state, make_batch(config, mesh))
-        step = step.compile()
-        seen = []
-        for i in range(2):
-            state, metrics = step(state, make_batch(config, mesh, i))
-            seen.append(metrics)
-        found[name] = config, mesh, step, state, seen
+        with pytest.MonkeyPatch.context() as patch:
+            if "slices" in name:
+                patch.setattr(mesh_lib, "slice_index", lambda device: device.id % 2)
+            found[name] = run(config_of(parallel, devices), mesh_lib.make_mesh(devices))
     return found
 
 
-PAIRS = [("data", "zero1"), ("data", "fsdp"), ("alone", "data")]
+def run(config, mesh):
+    state = step_lib.init_state(config, mesh)
+    step = step_lib.make_train_step(config, mesh).lower(state, make_batch(config, mesh))
+    step = step.compile()
+    seen = []
+    for i in range(2):
+        state, metrics = step(state, make_batch(config, mesh, i))
+        seen.append(metrics)
+    return config, mesh, step, state, seen
+
+
+PAIRS = [("data", "zero1"), ("data", "fsdp"), ("data", "fsdp of two slices"), ("alone", "data")]
 
 
 @pytest.mark.parametrize("one, other", PAIRS)
 def test_it_is_the_same_training(runs, one, other):
-    """With ZeRO-1, FSDP and without; sharing sigmas and the rest, and on one device."""
+    """With ZeRO-1, FSDP and without; on several slices; sharing sigmas, and on one device."""
     (*_, whole, whole_seen), (*_, parts, parts_seen) = runs[one], runs[other]
     for a, b in zip(whole_seen, parts_seen, strict=True):
         for name in a:  # Sums in another order.
@@ -94,6 +102,59 @@ def test_it_changes_no_more_than_who_works_on_what(runs):
     assert flops["zero1"] < flops["data"]
     for parallel in ("zero1", "fsdp"):
         assert "all-gather" in runs[parallel][2].as_text()
+
+
+def groups(text, kind):
+    """The groups of devices, by their places in the mesh, of each collective of a kind.
+
+    XLA writes a range of numbers of some shape, turned and reshaped: into groups, as in
+    `[4,2]<=[2,2,2]T(1,0,2)`, or into a mesh of whose axes some are a group, as in
+    `mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}`.
+    """
+    turned = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+    for line in re.findall(rf" {kind}(?:-start)?\(.*", text):
+        where = line.partition("replica_groups=")[2]
+        mesh = re.match(rf"mesh\[(.*?)\](?:, device_ids=\({turned}\))? \{{(.*?)\}}", where)
+        if not mesh:
+            shape, *how = re.match(rf"\[([\d,]+)\]<={turned}", where).groups()
+            yield turn(*how).reshape(numbers(shape)).tolist()
+            continue
+        axes, *how, over = mesh.groups()
+        shape, names = numbers(",".join(re.findall(r"=(\d+)", axes))), re.findall(r"'(\w+)'", axes)
+        grid = turn(*how) if how[0] else np.arange(math.prod(shape))
+        last = [names.index(name) for name in re.findall(r"'(\w+)'", over)]
+        grid = np.moveaxis(grid.reshape(shape), last, range(-len(last), 0))
+        yield grid.reshape(-1, math.prod(shape[axis] for axis in last)).tolist()
+
+
+def numbers(text):
+    return [int(n) for n in text.split(",")]
+
+
+def turn(sides, order):
+    grid = np.arange(math.prod(numbers(sides))).reshape(numbers(sides))
+    return grid.transpose(numbers(order) if order else None)
+
+
+def test_slices_gather_among_their_own(runs):
+    """The slower network carries sums alone; a slice holds all parts and stands side by side."""
+    _, mesh, step, state, _ = runs["fsdp of two slices"]
+    assert [d.id for d in mesh.devices] == [0, 2, 4, 6, 1, 3, 5, 7]
+    gathers = list(groups(step.as_text(), "all-gather"))
+    assert all(len({place // 4 for place in group}) == 1 for each in gathers for group in each)
+    assert len(gathers) > 40
+    assert [list(range(8))] in list(groups(step.as_text(), "all-reduce"))
+    kernel = state.g_params["block1"]["conv1"]["kernel"]
+    parts = {}
+    for shard in kernel.addressable_shards:
+        parts.setdefault(shard.device.id % 2, set()).add(str(shard.index))
+    assert parts[0] == parts[1] and len(parts[0]) > 1
+
+
+def test_slices_of_unlike_size_are_refused(monkeypatch):
+    monkeypatch.setattr(mesh_lib, "slice_index", lambda device: int(device.id > 2))
+    with pytest.raises(config_lib.ConfigError, match="3 of slice 0, 5 of slice 1; each slice must"):
+        mesh_lib.make_mesh(8)
 
 
 def test_a_checkpoint_goes_on_either_way(runs, tmp_path):

@@ -37,6 +37,9 @@ from biggan_jax.parallel import slices
         ("gpu:h100x8", 8, 8, 8, 1, ""),
         ("gpu:a100x16", 16, 16, 16, 2, ""),
         ("gpu:h100", 1, 1, 1, 1, ""),
+        # Several slices.
+        ("v4-128x2", 128, 256, 128, 32, "4x4x4"),
+        ("v5e-8x4", 32, 32, 32, 4, "2x4"),
     ],
 )
 def test_names(name, chips, cores, devices, hosts, topology):
@@ -53,6 +56,8 @@ def test_names(name, chips, cores, devices, hosts, topology):
         ("v4-9", "no v4 slice of 9 cores"),  # Half a chip.
         ("v5e-5", "no v5e slice of 5 chips; nearest is v5e-4"),
         ("v3-64x", "did you mean 'v3-64'?"),
+        ("v4-128x0", "several such as v4-128x2"),
+        ("v4-12x2", "no v4 slice of 12 cores"),
         ("v9-8", "must be a TPU slice such as v3-512"),
         ("", "must be a TPU slice"),
         ("v3:8x8x8", "a topology of v3 has 2 sides"),

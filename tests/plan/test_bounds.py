@@ -44,6 +44,12 @@ def test_what_a_v3_chip_sends(kind, sent):
     assert bounds.link_bytes({kind: {"count": 1, "bytes": 16.0}}, where) == sent * 15
 
 
+def test_what_goes_between_slices_takes_no_links():
+    counts = {"all-reduce": {"count": 1, "bytes": 16.0}}
+    counts |= {"between-slices": {"count": 1, "bytes": 1e9}}
+    assert bounds.link_bytes(counts, slices.find("v3-32x2")) == 2 * 15
+
+
 def test_a_quick_compile_bounds_by_flops_and_links_alone():
     found = bounds.seconds(FACTS | {"quick": True}, slices.find("v3-512"))
     assert set(found) == {"flops", "links"}

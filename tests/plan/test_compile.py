@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import sys
 
 import jax
@@ -106,6 +107,24 @@ def test_a_second_plan_is_read_and_a_limit_is_kept(facts, cache, capsys, monkeyp
     out = capsys.readouterr().out
     assert f"does not fit: needs {gib:.2f} GiB of {gib / 2:.2f}" in out
     assert "nothing that was tried fits" in out
+
+
+@pytest.mark.aot
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@needs_libtpu
+def test_two_slices_are_one_program(cache, tmp_path):
+    """Collectives stay within a slice, and sums alone go between: as much as the parameters."""
+    where = slices.find("v5e-4x2")
+    pairs = [tuple(a.removeprefix("--config.").split("=")) for a in (*ARGS, "parallel=fsdp")]
+    config = config_lib.resolve(config_lib.load("configs/digits.py", pairs), where.devices)
+    text = tmp_path / "step.hlo"
+    found = compile_lib.facts(config, where, quick=True, hlo=str(text))
+    groups = re.findall(r" all-(?:gather|reduce)\(.*replica_groups=(\S+?),?\s", text.read_text())
+    assert set(groups) == {"{{0,1,2,3}}"} and len(groups) > 10
+    assert set(re.findall(r'_megascale_transfer_type="(\w+)"', text.read_text())) == {"ALL_REDUCE"}
+    held = 4 * sum(found["parameters"].values())
+    assert held / 8 < found["collectives"]["between-slices"]["bytes"] < 4 * held
 
 
 @pytest.mark.aot

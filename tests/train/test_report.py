@@ -79,7 +79,8 @@ def test_resume_forgets_later_steps_and_half_lines(tmp_path, resumed, kept):
 def test_progress_line_and_status(tmp_path, capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(report.time, "perf_counter", lambda: now[0])
-    with Reporter(tmp_path, num_steps=20_000, images_per_step=512) as reporter:
+    hardware = {"devices": 1}
+    with Reporter(tmp_path, 20_000, images_per_step=512, hardware=hardware) as reporter:
         reporter.start(1000)
         reporter.status("train", last_checkpoint=1000)
         assert json.loads((tmp_path / "status.json").read_text()) == {
@@ -113,6 +114,12 @@ def test_progress_line_and_status(tmp_path, capsys, monkeypatch):
     assert status["images_per_second"] == pytest.approx(1280)
     assert status["eta_seconds"] == pytest.approx(7596)
     assert (status["step"], status["last_checkpoint"]) == (1010, 1000)
+    # Steps of 0.4 and 0.2 s.
+    assert json.loads((tmp_path / "step_time.json").read_text()) == {
+        "step_seconds": pytest.approx(0.3),
+        "reports": 2,
+        "devices": 1,
+    }
     assert not list(tmp_path.glob("*.tmp*"))
 
 
