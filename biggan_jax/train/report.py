@@ -92,7 +92,6 @@ class Reporter:
         path = os.path.join(self._workdir, SPECTRA)
         _drop_lines_after(path, step)
         self._looks = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        self._events = summary_writer(self._workdir)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line to `metrics.jsonl` and the same numbers to the TensorBoard events.
@@ -113,7 +112,7 @@ class Reporter:
         self._lines.write(json.dumps({"step": step} | finite) + "\n")
         self._lines.flush()
         self._last_line = step
-        self._events.write_scalars(step, values)
+        self._writer().write_scalars(step, values)
         self._events.flush()
 
     def look(self, step: int, diversity: float, sigmas: Mapping[str, Sequence[float]]) -> None:
@@ -135,7 +134,7 @@ class Reporter:
         """Writes a picture to the TensorBoard events; uint8 `[H, W, 3]`."""
         if not self._is_main:
             return
-        self._events.write_images(step, {name: image})
+        self._writer().write_images(step, {name: image})
         self._events.flush()
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -161,7 +160,7 @@ class Reporter:
             self._step_time(per_step)
         known = {f"speed/{name}": value for name, value in rates.items() if value is not None}
         if known:
-            self._events.write_scalars(step, known | _device_gib())
+            self._writer().write_scalars(step, known | _device_gib())
         parts = [
             f"step {step:,}/{self._num_steps:,}",
             f"{self._kimg(step):,.1f} kimg",
@@ -211,6 +210,12 @@ class Reporter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _writer(self):
+        """Opened at the first use: TensorFlow's import takes seconds, and steps do not need it."""
+        if self._events is None:
+            self._events = summary_writer(self._workdir)
+        return self._events
 
     def _kimg(self, step):
         return step * self._images_per_step / 1000

@@ -1,3 +1,4 @@
+import json
 import math
 import re
 
@@ -107,14 +108,17 @@ def test_it_changes_no_more_than_who_works_on_what(runs):
 def groups(text, kind):
     """The groups of devices, by their places in the mesh, of each collective of a kind.
 
-    XLA writes a range of numbers of some shape, turned and reshaped: into groups, as in
-    `[4,2]<=[2,2,2]T(1,0,2)`, or into a mesh of whose axes some are a group, as in
-    `mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}`.
+    XLA writes lists, `{{0,1},{2,3}}`, or a range of numbers of some shape, turned and reshaped:
+    into groups, as in `[4,2]<=[2,2,2]T(1,0,2)`, or into a mesh of whose axes some are a group, as
+    in `mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}`.
     """
     turned = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
     for line in re.findall(rf" {kind}(?:-start)?\(.*", text):
         where = line.partition("replica_groups=")[2]
         mesh = re.match(rf"mesh\[(.*?)\](?:, device_ids=\({turned}\))? \{{(.*?)\}}", where)
+        if where.startswith("{"):
+            yield json.loads(re.match(r"\S+\}", where)[0].translate(str.maketrans("{}", "[]")))
+            continue
         if not mesh:
             shape, *how = re.match(rf"\[([\d,]+)\]<={turned}", where).groups()
             yield turn(*how).reshape(numbers(shape)).tolist()
