@@ -8,7 +8,7 @@ For each operation, number of channels and size all forms that can take the shap
 value and both gradients in one program. Compared is, on a CPU, the processor time divided by the
 number of cores (what the wall time would be on an idle machine with perfect sharing, and the
 steadier number on a busy one), elsewhere the wall time; of each the least of the rounds. A round
-calls a program so often that it takes 30 ms. A form has to beat the plain one by 10 %. Batches hold
+calls a program so often that it takes about 30 ms. A form has to beat the plain one by 10 %. Batches hold
 so many images that the plain form has `--gflop` to do.
 The last line is JSON.
 """
@@ -28,7 +28,7 @@ import numpy as np
 
 from biggan_jax.models import attend, conv, forms, resample
 
-ROUND = 0.03  # Seconds that a round of a program takes at the least.
+ROUND = 0.03  # Seconds that a round of a program takes, about.
 GAIN = 1.1  # What a form must be faster by than the plain one.
 # Thresholds of the table: (from so many channels on, measured with so many).
 CHANNELS = ((1, 3), (9, 16), (24, 24), (48, 48), (96, 96), (192, 192))

@@ -99,7 +99,7 @@ def _train(args):
 def _plan(args):
     from biggan_jax import config as config_lib
     from biggan_jax.parallel import slices
-    from biggan_jax.plan import measured, search, text
+    from biggan_jax.plan import search, text
 
     say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
     for name in ("price_per_chip_hour", "hbm_limit"):
@@ -107,15 +107,7 @@ def _plan(args):
         if value is not None and not 0 < value < float("inf"):
             raise ConfigError(f"--{name.replace('_', '-')}={value}: must be a number above 0.")
     if args.of_run is not None:
-        others = ("config", "where", "slice", "slices", "sweep", "quick", "overrides", "hbm_limit")
-        if given := [name for name in others if getattr(args, name)]:
-            raise ConfigError(
-                f"--run={args.of_run}: plans the run's own config for what it ran on; leave out"
-                f" {given[0]}."
-            )
-        answer = measured.compare(args.of_run, price=args.price_per_chip_hour, say=say)
-        print(json.dumps(answer) if args.json else measured.as_text(answer))
-        return 0 if answer["plan"]["fits"] else 2
+        return _plan_of_run(args, say)
     if args.config is None:
         raise ConfigError("--config: name a config, or a run with --run.")
     asked = [names for names in (args.where, args.slice, args.slices) if names is not None]
@@ -140,6 +132,33 @@ def _plan(args):
     if args.sweep:
         return 0 if answer["cheapest"] else 2
     return 0 if all(row["fits"] for row in answer["plans"]) else 2
+
+
+def _plan_of_run(args, say):
+    from biggan_jax import files
+    from biggan_jax.plan import measured
+    from biggan_jax.train import runs, step_time
+
+    others = ["config", "overrides", "where", "slice", "slices", "sweep", "quick", "hbm_limit"]
+    called = {"where": "SLICE", "overrides": "--config.KEY"}
+    for name in others:
+        if getattr(args, name):
+            option = called.get(name, f"--{name.replace('_', '-')}")
+            raise ConfigError(
+                f"--run={args.of_run}: plans the run's own config for what it ran on; leave out"
+                f" {option}."
+            )
+    config = runs.read_config(args.of_run)
+    seen = step_time.read(args.of_run, config)
+    price = args.price_per_chip_hour
+    answer = measured.compare(args.of_run, config, seen, price=price, say=say)
+    print(json.dumps(answer) if args.json else measured.as_text(answer))
+    path = os.path.join(args.of_run, measured.FILE)
+    try:
+        files.write_whole(path, json.dumps(answer, indent=2) + "\n")
+    except OSError as e:  # A folder that is somebody else's, say.
+        print(f"biggan plan: {path} was not written: {e.strerror}", file=sys.stderr)
+    return 0
 
 
 def _sample(args):

@@ -88,13 +88,19 @@ def slice_index(device: jax.Device) -> int:
 
     Slices of TPUs; of GPUs, what NVLink connects, which mostly is a host. CPUs are one.
     """
-    return 0 if device.platform == "cpu" else getattr(device, "slice_index", 0)
+    if device.platform == "cpu":
+        return 0
+    # The second is the name that XLA's GPU plugin is to keep.
+    return getattr(device, "slice_index", getattr(device, "partition_index", 0))
 
 
 def slice_count(mesh: Mesh | AbstractMesh) -> int:
-    """Returns how many slices a mesh spans; one without devices counts as one slice."""
+    """Returns how many slices a mesh spans.
+
+    One without devices has an axis "slice" of so many, before its axis "data", or is one slice.
+    """
     if isinstance(mesh, AbstractMesh):
-        return 1
+        return mesh.shape.get("slice", 1)
     return len({slice_index(device) for device in mesh.devices.flat})
 
 

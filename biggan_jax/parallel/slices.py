@@ -52,6 +52,7 @@ class Chip:
       f32: FLOP/s a chip.
       hbm_rate: bytes/s a chip.
       link_rate: bytes/s that a chip sends over all its links together, one way.
+      network_rate: bytes/s a chip of the network between slices, its share of the host's.
       clock: Hz of a core.
       clock_source: where the clock is from.
       source: where the other figures are from.
@@ -76,6 +77,7 @@ class Chip:
     source: str
     shapes: dict[int, str]
     chips_a_host: int
+    network_rate: float | None = None
 
 
 def _tpu(name, compiler_name, cores, by_cores, devices, hbm, usable, **rest):
@@ -129,13 +131,13 @@ CHIPS = {
              source=f"{_ISCA}; {_DOCS}/v4", shapes=_3D),
         _tpu("v5e", "v5e", 1, False, 1, 16, 15.75, bf16=197e12, f32=None, hbm_rate=819e9,
              link_rate=400e9 / 2, clock=1.5e9, clock_source=_FROM_PEAK, source=f"{_DOCS}/v5e",
-             shapes=_2D_LITE),
+             shapes=_2D_LITE, network_rate=6.4e12 / 256 / 8),
         _tpu("v5p", "v5p", 2, True, 1, 95, 95.73, bf16=459e12, f32=None, hbm_rate=2765e9,
              link_rate=1200e9 / 2, clock=1.75e9, clock_source=_FROM_PEAK, source=f"{_DOCS}/v5p",
-             shapes=_3D | {6144: "16x16x24"}),
+             shapes=_3D | {6144: "16x16x24"}, network_rate=50e9 / 8),
         _tpu("v6e", "v6e", 1, False, 1, 32, 31.24, bf16=918e12, f32=None, hbm_rate=1638e9,
              link_rate=800e9 / 2, clock=1.75e9, clock_source=_DERIVED, source=f"{_DOCS}/v6e",
-             shapes=_2D_LITE),
+             shapes=_2D_LITE, network_rate=25.6e12 / 256 / 8),
         _tpu("tpu7x", "tpu7x", 2, True, 2, 192, 94.74, bf16=2307e12, f32=None, hbm_rate=7380e9,
              link_rate=1200e9 / 2, clock=2.2e9, clock_source=_DERIVED, source=f"{_DOCS}/tpu7x",
              shapes=_3D),
@@ -159,7 +161,7 @@ class Slice:
       chip: what it is made of.
       chips: how many, of all slices.
       topology: how those of a slice are wired, in chips ("8x8"); "" for GPUs.
-      slices: how many slices.
+      slices: how many slices; of GPUs, hosts.
     """
 
     name: str
@@ -247,7 +249,8 @@ def find(name: str) -> Slice:
     if match := _GPU.fullmatch(asked):
         chip, count = CHIPS.get(match[1]), int(match[2] or 1)
         if chip is not None and chip.platform == "gpu" and count:
-            return Slice(asked, chip, count, "")
+            hosts = 1 if count % chip.chips_a_host else count // chip.chips_a_host
+            return Slice(asked, chip, count, "", hosts)
     elif match := _NAME.fullmatch(asked):
         chip, count, times = _tpu_chip(match[1]), int(match[2]), int(match[3] or 1)
         if chip is not None and times:

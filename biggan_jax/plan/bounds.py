@@ -11,6 +11,7 @@ NAMES = {
     "flops": "FLOPs at the published peak",
     "hbm": "bytes at the HBM rate",
     "links": "collectives at the link rate",
+    "network": "bytes between slices",
     "roofline": "the compiler's roofline",
     "cycles": "the compiler's cycles",
 }
@@ -23,10 +24,10 @@ def seconds(facts: Mapping[str, Any], where: slices.Slice) -> dict[str, float]:
     that the compiler counts at the peak of the matrix units (float32 convolutions run there too);
     the bytes its operations take and make at the rate of the HBM; the bytes of collectives through
     all links of a chip at once, without latency; the compiler's sum over operations of the larger
-    of the first two; and its cycles, which see padding, at the clock. The network between slices is
-    none of them, as its rate is not published. Of a quick compile only those
-    that do not depend on how operations are fused. Of an estimate the FLOPs alone, those that the
-    networks need.
+    of the first two; and its cycles, which see padding, at the clock. Of several slices, where the
+    rate of the network between them is published, the bytes that it carries. Of a quick compile
+    only those that do not depend on how operations are fused. Of an estimate the FLOPs alone, those
+    that the networks need.
 
     Args:
       facts: of `compile.facts` or `gpu.facts`, of a step that fits.
@@ -38,6 +39,9 @@ def seconds(facts: Mapping[str, Any], where: slices.Slice) -> dict[str, float]:
     found = {"flops": facts["flops"] / (chip.bf16 / chip.devices)}
     if chip.link_rate:
         found["links"] = link_bytes(facts["collectives"], where) / chip.link_rate
+    if where.slices > 1 and chip.network_rate:
+        sent = facts["collectives"].get(hlo.BETWEEN_SLICES, {"bytes": 0.0})["bytes"]
+        found["network"] = sent * chip.devices / chip.network_rate
     if not facts["quick"]:
         found["hbm"] = facts["bytes"] / (chip.hbm_rate / chip.devices)
         if facts["roofline_seconds"]:

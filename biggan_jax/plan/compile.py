@@ -161,7 +161,7 @@ def _ask(request, quick, what, say):
 
 def _environment(quick):
     # Not what would make it another program: other devices, other options, other processes.
-    other = ("JAX_", "TPU_", "XLA_FLAGS", "LIBTPU_INIT_ARGS")
+    other = ("JAX_", "TPU_", "MEGASCALE_", "XLA_FLAGS", "LIBTPU_INIT_ARGS")
     env = {name: value for name, value in os.environ.items() if not name.startswith(other)}
     env |= {
         "JAX_PLATFORMS": "cpu",

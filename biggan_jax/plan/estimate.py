@@ -36,10 +36,14 @@ class Estimator:
       parameters: {"G", "D"}: how many.
     """
 
-    def __init__(self, config: Mapping[str, Any], platform: str = "gpu"):
-        """Traces the networks of a config, as `config.resolve` gives it, at one and two images."""
+    def __init__(self, config: Mapping[str, Any], platform: str = "gpu", hosts: int = 1):
+        """Traces the networks of a config, as `config.resolve` gives it, at one and two images.
+
+        The devices of each of `hosts` have all parts of the state that `parallel` cuts up.
+        """
         devices, rounds, pixels = config["device_count"], config["d_steps"], 3 * _side(config) ** 2
-        mesh = AbstractMesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+        shape, names = (hosts, devices // hosts), ("slice", "data")
+        mesh = AbstractMesh(shape, names, axis_types=(AxisType.Auto,) * 2)
         key = (config["model"], config["optim"], platform)
         if key not in _traced:
             _traced[key] = _trace(config, platform)

@@ -47,11 +47,11 @@ def facts(
       estimated (True), quick (False), fits, parameters {"G", "D"}, memory (`Estimator.parts`),
       need_bytes and limit_bytes of one device, and largest_images_a_device, of a micro-batch that
       fits with the config's other settings.
-      If it fits: flops_needed of a step over all devices (`gan/flops.py`), flops of one device, and
+      And flops_needed of a step over all devices (`gan/flops.py`), flops of one device, and
       peak_flops, FLOP/s of one device as published for the dtype.
     """
     say(f"estimating {config['name']} for {where.name} ...")
-    estimator = estimate.Estimator(config)
+    estimator = estimate.Estimator(config, hosts=where.slices)
     memory = estimator.parts(config_lib.micro_batch_size(config) // where.devices)
     room = min(where.chip.hbm_bytes, limit or where.chip.hbm_bytes)
     found = {
@@ -64,8 +64,6 @@ def facts(
         "limit_bytes": room,
         "largest_images_a_device": estimator.largest(room),
     }
-    if not found["fits"]:
-        return found
     needed = flops.step(config).needed
     return found | {
         "flops_needed": needed,

@@ -35,12 +35,12 @@ def apply(
     """
     if not config.preset:
         return config
-    name, memory, devices = _hardware(config.preset)
+    name, memory, devices, hosts = _hardware(config.preset)
     config = copy.deepcopy(config)
     if config.device_count is not None:
-        devices = config.device_count
+        devices, hosts = config.device_count, 1
     config.model.dtype = "bfloat16"
-    chosen, parts = choose(config, memory, devices)
+    chosen, parts = choose(config, memory, devices, hosts)
     for key, value in chosen.items():
         config_lib.override(config, key, str(value))
     gib = ", ".join(f"{part} {size / slices.GIB:.1f}" for part, size in parts.items())
@@ -53,7 +53,7 @@ def apply(
 
 
 def choose(
-    config: ml_collections.ConfigDict, memory: float, devices: int
+    config: ml_collections.ConfigDict, memory: float, devices: int, hosts: int = 1
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Returns the first setting that fits, {key: value}, and its estimate by parts.
 
@@ -63,6 +63,7 @@ def choose(
       config: not resolved.
       memory: bytes of a device.
       devices: how many.
+      hosts: on so many hosts.
 
     Raises:
       ConfigError: if none fits.
@@ -72,7 +73,7 @@ def choose(
     def estimator(remat):
         changed = copy.deepcopy(config)
         changed.accumulation, changed.model.remat = 1, remat
-        return estimate.Estimator(config_lib.resolve(changed, devices))
+        return estimate.Estimator(config_lib.resolve(changed, devices), hosts=hosts)
 
     estimator(False)  # Says what is wrong with the config.
     for group in settings(config, devices):
@@ -109,7 +110,7 @@ def settings(config: ml_collections.ConfigDict, devices: int) -> list[list[dict[
 
 
 def _hardware(preset):
-    """(name, bytes of a device, devices) of `gpu` or `gpu:h100x8`."""
+    """(name, bytes of a device, devices, hosts) of `gpu` or `gpu:h100x8`."""
     if preset == "gpu":
         return _installed()
     if preset.startswith("gpu:"):
@@ -117,7 +118,7 @@ def _hardware(preset):
             where = slices.find(preset)
         except config_lib.ConfigError as e:
             raise config_lib.ConfigError(str(e).replace("--slice=", "preset=", 1)) from None
-        return where.chip.name, where.chip.hbm_bytes, where.devices
+        return where.chip.name, where.chip.hbm_bytes, where.devices, where.slices
     raise config_lib.ConfigError(
         f"preset={preset!r}: must be gpu, for the GPUs of this machine, or named ones such as"
         " gpu:h100x8."
@@ -139,4 +140,4 @@ def _installed():
             " --config.preset=gpu:h100x8."
         )
     name, memory = min(found, key=lambda gpu: gpu[1])
-    return name, memory, len(found)
+    return name, memory, len(found), 1

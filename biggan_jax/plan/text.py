@@ -29,6 +29,7 @@ GPU rows are estimates: nothing was compiled for a GPU, and nothing was measured
 counted from shapes and from what JAX keeps for the backward pass, with a tenth and 1.5 GiB added. A
 step is bounded by the FLOPs that the networks need at the published peak alone: no recomputing, no
 memory traffic, no links. The run will be slower."""
+_NETWORK = "What goes between slices is not bounded: the rate of that network is not published."
 _QUICK = "Of a quick compile, bytes, cycles and the compiler's roofline would say nothing."
 
 
@@ -43,6 +44,9 @@ def text(answer: Mapping[str, Any]) -> str:
         blocks.append(_ESTIMATED)
     if any(row["fits"] for row in compiled):
         blocks.append(f"{_BOUNDS}\n{_QUICK}" if compiled[0]["quick"] else _BOUNDS)
+    several = [row for row in compiled if row["slice"]["slices"] > 1 and row["fits"]]
+    if any("network" not in row["bounds_seconds"] for row in several):
+        blocks.append(_NETWORK)
     if "cheapest" in answer:
         best = answer["cheapest"]
         how = "nothing fits" if best is None else f"{_setting(best)}, {_cost(best)}"

@@ -43,6 +43,7 @@ from biggan_jax.train import (
     runs,
     same_run,
     speed,
+    step_time,
     warm_start,
     watch_scores,
     watchdog,
@@ -169,7 +170,7 @@ class _Run:
             ) as self.saved,
             report.Reporter(
                 *(self.workdir, c.num_steps, self.images_per_step, self.is_main),
-                *(used, mesh_lib.describe(self.mesh)),
+                *(used, step_time.StepTime(self.workdir, c, mesh_lib.describe(self.mesh))),
             ) as self.reporter,
             profile.Profile(c.profile_steps, self.workdir, _say) as self.profile,
             self._hang_watch() as self.hang,

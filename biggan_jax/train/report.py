@@ -1,8 +1,7 @@
 """What a run says while it goes on. This is the only file that knows clu.
 
 The same numbers go to three places: `metrics.jsonl` (one line a report, never two of one step),
-TensorBoard events, and one line on the terminal; `status.json` says where the run is now, and
-`step_time.json` how long its steps take, which `biggan plan --run` reads.
+TensorBoard events, and one line on the terminal; `status.json` says where the run is now.
 `spectra.jsonl` holds the watchdog's looks at the weights.
 """
 
@@ -10,7 +9,6 @@ import dataclasses
 import json
 import math
 import os
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -21,10 +19,10 @@ import numpy as np
 from biggan_jax import files, host_tensorflow
 from biggan_jax.train.rollback import Rollback
 from biggan_jax.train.speed import Speed
+from biggan_jax.train.step_time import StepTime
 
 METRICS = "metrics.jsonl"
 SPECTRA = "spectra.jsonl"
-STEP_TIME = "step_time.json"
 
 
 class Reporter:
@@ -37,9 +35,9 @@ class Reporter:
         images_per_step: int,
         is_main: bool = True,
         speed: Speed | None = None,
-        hardware: Mapping[str, Any] | None = None,
+        step_time: StepTime | None = None,
     ):
-        """Opens nothing yet; `start` does.
+        """Opens nothing yet; `start` does, and the first report the events.
 
         Args:
           workdir: the run folder; made at need.
@@ -47,15 +45,14 @@ class Reporter:
           images_per_step: real images that D sees in one step.
           is_main: whether this process is the one that writes.
           speed: what of the hardware is used, for the progress lines; None to leave that out.
-          hardware: what the run runs on, for `step_time.json`; see `mesh.describe`.
+          step_time: is told how long steps take.
         """
         self._workdir = os.fspath(workdir)
         self._num_steps = num_steps
         self._images_per_step = images_per_step
         self._is_main = is_main
         self._speed = speed
-        self._hardware = dict(hardware or {})
-        self._paces: list[float] = []  # Seconds of a step, of each progress line.
+        self._step_time = step_time
         self._status: dict[str, Any] = {
             "phase": "start",
             "step": 0,
@@ -143,6 +140,8 @@ class Reporter:
         The same rates go to TensorBoard, under `speed/`. They are no part of `metrics.jsonl`, which
         is a function of seed and step.
         """
+        if self._is_main:
+            self._writer()  # Before the clock is read: it may take seconds.
         now = time.perf_counter()
         then, before = self._mark or (step, now)
         self._mark = (step, now)
@@ -156,8 +155,8 @@ class Reporter:
         self._status |= {"step": step, "eta_seconds": eta} | rates
         if not self._is_main:
             return
-        if per_step:
-            self._step_time(per_step)
+        if per_step and self._step_time:
+            self._step_time.add(per_step)
         known = {f"speed/{name}": value for name, value in rates.items() if value is not None}
         if known:
             self._writer().write_scalars(step, known | _device_gib())
@@ -172,13 +171,6 @@ class Reporter:
             _memory(),
         ]
         print("  ".join(part for part in parts if part), flush=True)
-
-    def _step_time(self, seconds):
-        """Tells the median, as pictures and evaluations make the time of some lines long."""
-        self._paces.append(seconds)
-        said = {"step_seconds": statistics.median(self._paces), "reports": len(self._paces)}
-        path = os.path.join(self._workdir, STEP_TIME)
-        files.write_whole(path, json.dumps(said | self._hardware, indent=2) + "\n")
 
     def status(self, phase: str, **fields: Any) -> None:
         """Writes `status.json`, whole or not at all.

@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import types
 
 import jax
 import numpy as np
@@ -147,12 +148,23 @@ def test_slices_gather_among_their_own(runs):
     gathers = list(groups(step.as_text(), "all-gather"))
     assert all(len({place // 4 for place in group}) == 1 for each in gathers for group in each)
     assert len(gathers) > 40
+    assert not re.search(r" (all-to-all|ragged-all-to-all|reduce-scatter)\(", step.as_text())
+    for pairs in re.findall(r"source_target_pairs=(\S+?\}\})", step.as_text()):
+        for a, b in re.findall(r"(\d+),(\d+)", pairs):
+            assert int(a) // 4 == int(b) // 4
     assert [list(range(8))] in list(groups(step.as_text(), "all-reduce"))
     kernel = state.g_params["block1"]["conv1"]["kernel"]
     parts = {}
     for shard in kernel.addressable_shards:
         parts.setdefault(shard.device.id % 2, set()).add(str(shard.index))
     assert parts[0] == parts[1] and len(parts[0]) > 1
+
+
+def test_which_slice_a_device_is_in():
+    device = lambda platform, **more: types.SimpleNamespace(platform=platform, **more)  # noqa: E731
+    assert mesh_lib.slice_index(device("tpu", slice_index=3)) == 3
+    assert mesh_lib.slice_index(device("gpu", partition_index=2)) == 2
+    assert mesh_lib.slice_index(device("tpu")) == mesh_lib.slice_index(jax.devices()[0]) == 0
 
 
 def test_slices_of_unlike_size_are_refused(monkeypatch):

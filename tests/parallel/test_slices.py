@@ -35,7 +35,7 @@ from biggan_jax.parallel import slices
         ("v3:8x8", 64, 128, 128, 16, "8x8"),
         ("v5:2x2x4", 16, 32, 16, 4, "2x2x4"),
         ("gpu:h100x8", 8, 8, 8, 1, ""),
-        ("gpu:a100x16", 16, 16, 16, 2, ""),
+        ("gpu:a100x16", 16, 16, 16, 2, ""),  # Two hosts, as two slices.
         ("gpu:h100", 1, 1, 1, 1, ""),
         # Several slices.
         ("v4-128x2", 128, 256, 128, 32, "4x4x4"),

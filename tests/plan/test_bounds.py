@@ -50,6 +50,14 @@ def test_what_goes_between_slices_takes_no_links():
     assert bounds.link_bytes(counts, slices.find("v3-32x2")) == 2 * 15
 
 
+def test_the_network_between_slices_bounds_where_its_rate_is_known():
+    # 6.25 GB/s a chip, which is a device.
+    facts = FACTS | {"collectives": {"between-slices": {"count": 1, "bytes": 6.25e9}}}
+    assert bounds.seconds(facts, slices.find("v5p-64x2"))["network"] == pytest.approx(1.0)
+    assert "network" not in bounds.seconds(facts, slices.find("v4-64x2"))
+    assert "network" not in bounds.seconds(facts, slices.find("v5p-64"))
+
+
 def test_a_quick_compile_bounds_by_flops_and_links_alone():
     found = bounds.seconds(FACTS | {"quick": True}, slices.find("v3-512"))
     assert set(found) == {"flops", "links"}

@@ -76,6 +76,15 @@ def test_the_state_is_cut_as_devices_would_hold_it(parallel):
     assert got["state"] == whole if parallel == "data" else got["state"] < 0.8 * whole
 
 
+@pytest.mark.parametrize("parallel", ["data", "fsdp"])
+def test_each_of_two_hosts_holds_all_parts(parallel):
+    one, two = (
+        search.plan(small(parallel=parallel), slices.find(f"gpu:h100x{n}")) for n in (8, 16)
+    )
+    assert two["memory"]["state"] == one["memory"]["state"]
+    assert two["memory"]["batch"] == one["memory"]["batch"] / 2
+
+
 def test_the_largest_micro_batch_is_the_last_that_fits():
     estimator = estimate.Estimator(config_lib.resolve(small(), 1))
     for images in (1, 7, 300):

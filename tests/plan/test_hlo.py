@@ -24,6 +24,24 @@ def test_collectives_count_bytes_of_what_is_sent(program):
     }
 
 
+SEND = """ENTRY %main (p: f32[4,8]) -> f32[4,8] {
+  %p = f32[4,8]{1,0} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[4,8]{1,0}, u32[], token[]) send(%p, %token), channel_id=6, is_host_transfer=true,\
+ frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
+  %other = (f32[4,8]{1,0}, u32[], token[]) send(%p, %token), channel_id=7, is_host_transfer=true
+  ROOT %sum = f32[4,8]{1,0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add
+}
+""".replace("\\\n", "")
+
+
+def test_what_goes_to_other_slices_is_told_apart():
+    assert hlo.Program(SEND).collectives() == {
+        "between-slices": {"count": 1, "bytes": 128},
+        "all-reduce": {"count": 1, "bytes": 128},
+    }
+
+
 def test_cycles_are_of_what_runs_and_as_often(program):
     expected = dict.fromkeys(hlo.KINDS, 0)
     # The fusion is named after its ReLU and is timed by the convolution inside; the cycles written

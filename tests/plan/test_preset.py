@@ -82,7 +82,7 @@ def test_installed_gpus(monkeypatch):
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
 
     answer("NVIDIA H100 80GB HBM3, 81559\nNVIDIA H100 80GB HBM3, 81559\n")
-    assert preset._hardware("gpu") == ("NVIDIA H100 80GB HBM3", 81559 * 2**20, 2)
+    assert preset._hardware("gpu") == ("NVIDIA H100 80GB HBM3", 81559 * 2**20, 2, 1)
     answer("")
     with pytest.raises(ConfigError, match="nvidia-smi shows no GPU on this machine"):
         preset.apply(small(preset="gpu"))

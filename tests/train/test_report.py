@@ -9,10 +9,12 @@ import jax
 import numpy as np
 import pytest
 
+from biggan_jax import config as config_lib
 from biggan_jax.gan import flops
 from biggan_jax.train import report
 from biggan_jax.train.report import Reporter, parameter_table
 from biggan_jax.train.speed import Speed
+from biggan_jax.train.step_time import StepTime
 from tests.gan.test_state import small_config
 
 
@@ -79,8 +81,16 @@ def test_resume_forgets_later_steps_and_half_lines(tmp_path, resumed, kept):
 def test_progress_line_and_status(tmp_path, capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(report.time, "perf_counter", lambda: now[0])
-    hardware = {"devices": 1}
-    with Reporter(tmp_path, 20_000, images_per_step=512, hardware=hardware) as reporter:
+    config = config_lib.default()
+    times = StepTime(tmp_path, config, {"devices": 1})
+    opened = report.summary_writer
+
+    def slow(workdir):
+        now[0] += 7.0  # As TensorFlow's import is; no step takes it.
+        return opened(workdir)
+
+    monkeypatch.setattr(report, "summary_writer", slow)
+    with Reporter(tmp_path, 20_000, images_per_step=512, step_time=times) as reporter:
         reporter.start(1000)
         reporter.status("train", last_checkpoint=1000)
         assert json.loads((tmp_path / "status.json").read_text()) == {
@@ -119,6 +129,7 @@ def test_progress_line_and_status(tmp_path, capsys, monkeypatch):
         "step_seconds": pytest.approx(0.3),
         "reports": 2,
         "devices": 1,
+        "config_sha256": config_lib.fingerprint(config),
     }
     assert not list(tmp_path.glob("*.tmp*"))
 
@@ -187,6 +198,7 @@ parameter_table({"x": np.zeros(3)})
 assert "tensorflow" not in sys.modules
 with Reporter(sys.argv[1], 2, 1) as reporter:
     reporter.start(0)
+    assert "tensorflow" not in sys.modules
     reporter.scalars(1, {"a": 1.0})
 """
 
