@@ -8,9 +8,8 @@ For each operation, number of channels and size all forms that can take the shap
 value and both gradients in one program. Compared is, on a CPU, the processor time divided by the
 number of cores (what the wall time would be on an idle machine with perfect sharing, and the
 steadier number on a busy one), elsewhere the wall time; of each the least of the rounds. A round
-calls a program so often that it takes about 30 ms. A form has to beat the plain one by 10 %. Batches
-hold so many images that the plain form has `--gflop` to do.
-The last line is JSON.
+calls a program so often that it takes about 30 ms. A form has to beat the plain one by 10 %. A
+batch holds so many images that the plain form has `--gflop` to do. The last line is JSON.
 """
 
 import argparse
