@@ -37,7 +37,7 @@ def apply(
         return config
     name, memory, devices, hosts = _hardware(config.preset)
     config = copy.deepcopy(config)
-    if config.device_count is not None:
+    if config.device_count not in (None, devices):
         devices, hosts = config.device_count, 1
     config.model.dtype = "bfloat16"
     chosen, parts = choose(config, memory, devices, hosts)

@@ -159,7 +159,7 @@ class Reporter:
             self._step_time.add(per_step)
         known = {f"speed/{name}": value for name, value in rates.items() if value is not None}
         if known:
-            self._writer().write_scalars(step, known | _device_gib())
+            self._events.write_scalars(step, known | _device_gib())
         parts = [
             f"step {step:,}/{self._num_steps:,}",
             f"{self._kimg(step):,.1f} kimg",

@@ -78,9 +78,12 @@ def test_the_state_is_cut_as_devices_would_hold_it(parallel):
 
 @pytest.mark.parametrize("parallel", ["data", "fsdp"])
 def test_each_of_two_hosts_holds_all_parts(parallel):
-    one, two = (
-        search.plan(small(parallel=parallel), slices.find(f"gpu:h100x{n}")) for n in (8, 16)
-    )
+    # So wide that 16 devices would hold smaller parts than 8.
+    wide = small(parallel=parallel, model__g_ch=32, model__d_ch=32)
+    one, two = (search.plan(wide, slices.find(f"gpu:h100x{n}")) for n in (8, 16))
+    if parallel == "fsdp":
+        alone = estimate.Estimator(config_lib.resolve(wide, 16)).parts(1)["state"]
+        assert alone < 0.8 * two["memory"]["state"]
     assert two["memory"]["state"] == one["memory"]["state"]
     assert two["memory"]["batch"] == one["memory"]["batch"] / 2
 

@@ -32,7 +32,7 @@ SEND = """ENTRY %main (p: f32[4,8]) -> f32[4,8] {
   %other = (f32[4,8]{1,0}, u32[], token[]) send(%p, %token), channel_id=7, is_host_transfer=true
   ROOT %sum = f32[4,8]{1,0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add
 }
-""".replace("\\\n", "")
+"""
 
 
 def test_what_goes_to_other_slices_is_told_apart():
