@@ -25,6 +25,8 @@ COLLECTIVES = (
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
     *("collective-permute", "collective-broadcast"),
 )
+# A gather that goes on beside other work is written once in each fusion that takes it a step on.
+_STEP = re.compile(r'channel_id=(\d+),.*\bchain_id="(\d+)"')
 BETWEEN_SLICES = "between-slices"  # By hosts, over their network.
 # What the kinds of operations in `Program.cycles` mean.
 KINDS = {
@@ -84,8 +86,13 @@ class Program:
         has collectives within a slice, and what a device hands to its host for the other slices.
         """
         found: dict[str, dict[str, float]] = {}
+        chains: set[tuple[str, ...]] = set()
         for runs, name, line in self._lines():
             kind = line.opcode.removesuffix("-start")
+            if step := _STEP.search(line.rest):
+                if step.groups() in chains:
+                    continue
+                chains.add(step.groups())
             if kind == "send" and "megascale" in line.rest:
                 kind = BETWEEN_SLICES
             elif kind not in COLLECTIVES:

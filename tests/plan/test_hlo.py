@@ -42,6 +42,34 @@ def test_what_goes_to_other_slices_is_told_apart():
     }
 
 
+# The form in which the compiler for v5e writes a gather beside convolutions; a line a step.
+GATHER = """ all-gather(%p), channel_id={channel}, replica_groups={{{{0,1}}}}, dimensions={{0}},\
+ use_global_device_ids=true, frontend_attributes={{chain_id="{chain}"}}"""
+STEPS = """%start (p: bf16[4,8]) -> bf16[8,8] {{
+  %p = bf16[4,8]{{1,0}} parameter(0)
+  ROOT %gather.1 = bf16[8,8]{{1,0}}{first}
+}}
+
+%async_collective_fusion.1 (p: bf16[4,8]) -> bf16[8,8] {{
+  %p = bf16[4,8]{{1,0}} parameter(0)
+  ROOT %gather.2 = bf16[8,8]{{1,0}}{second}
+}}
+
+ENTRY %main (p: bf16[4,8]) -> bf16[8,8] {{
+  %p = bf16[4,8]{{1,0}} parameter(0)
+  %one = bf16[8,8]{{1,0}} fusion(%p), kind=kCustom, calls=%start
+  ROOT %two = bf16[8,8]{{1,0}} fusion(%p), kind=kCustom, calls=%async_collective_fusion.1
+}}
+"""
+
+
+@pytest.mark.parametrize(("second", "count"), [((7, 3), 1), ((7, 4), 2), ((8, 3), 2)])
+def test_the_steps_of_one_gather_count_once(second, count):
+    lines = [GATHER.format(channel=i, chain=k) for i, k in ((7, 3), second)]
+    found = hlo.Program(STEPS.format(first=lines[0], second=lines[1])).collectives()
+    assert found == {"all-gather": {"count": count, "bytes": count * 128}}
+
+
 def test_cycles_are_of_what_runs_and_as_often(program):
     expected = dict.fromkeys(hlo.KINDS, 0)
     # The fusion is named after its ReLU and is timed by the convolution inside; the cycles written
