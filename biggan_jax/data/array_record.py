@@ -48,10 +48,13 @@ class ArrayRecordSource(ShardSource):
             damaged, or see `Examples.fill`.
         """
         files, places = (found.tolist() for found in self.shards.locate(records))
-        read, decode = self._read, self.examples.fill
+        read, decode, where = self._read, self.examples.fill, self.name_of_record
+        # Bytes and not arrays: of the 50 us that an image takes each view of NumPy's is one.
+        image, size = images.data.cast("B"), images[0].size
         for k, (i, crop) in enumerate(with_crops(records, crops)):
             record = read(i, files[k], places[k])
-            labels[k] = decode(i, record, images[k], crop, self.name_of_record)
+            labels[k] = decode(i, record, image[:size], crop, where)
+            image = image[size:]
 
     def label(self, i: int) -> int:
         """Returns the label of record `i` without decoding the image."""
@@ -61,7 +64,10 @@ class ArrayRecordSource(ShardSource):
     def _read(self, i, file, place):
         # The reader raises whatever its C++ met (RuntimeError, IndexError, ...).
         try:
-            return (self._readers[file] or self._open(file)).read([place])[0]
+            reader = self._readers[file]
+            if reader is None:
+                reader = self._open(file)
+            return reader.read([place])[0]
         except Exception as e:
             reason = " ".join(str(e).split()).rstrip(".") or type(e).__name__
             if not os.path.exists(self.shards.files[file]):

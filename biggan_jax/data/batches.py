@@ -87,7 +87,7 @@ class Batches(abc.ABC):
         self,
         first_step: int,
         last_step: int,
-        depth: int = 2,
+        depth: int = 3,
         put: Callable[[dict[str, np.ndarray]], Any] | None = None,
     ) -> Prefetch:
         """Prepares batches ahead of use in threads of its own, from now on.

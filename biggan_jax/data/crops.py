@@ -4,9 +4,37 @@ import math
 
 import numpy as np
 
+from biggan_jax.config import ConfigError
+
+# A crop is (side, x, y): the side of the square in parts of the short edge, and where in its free
+# room it lies. This one is the paper's: the short edge, in the middle of the long one.
+Crop = tuple[float, float, float]
+CENTRED: Crop = (1.0, 0.5, 0.5)
+
 SMALLEST = math.sqrt(
     1 / 2
 )  # Side of the smallest square, in parts of the short edge: half its area.
+_LONGEST = 100  # Times the short edge; of a longer picture the centred square shows nothing.
+
+
+def window(width: int, height: int, crop: Crop) -> tuple[int, int, int]:
+    """Returns side, left and top of the square that a crop cuts out of a picture, in pixels.
+
+    Raises:
+      ConfigError: if the picture has no pixels, or is over 100 times as long as wide.
+    """
+    short, long = sorted((width, height))
+    if short == 0 or long > _LONGEST * short:
+        raise ConfigError(f"a picture of {width} x {height} pixels cannot be used")
+    share, x, y = crop
+    side = max(1, round(share * short))
+    return side, int(x * (width - side)), int(y * (height - side))
+
+
+def shortest(side: int, crop: Crop) -> int:
+    """Returns how long the short edge must be for a crop's side to have `side` pixels."""
+    edge = int(side / crop[0])
+    return edge if round(crop[0] * edge) >= side else edge + 1
 
 
 def random_zoom(seed: int, first: int, count: int) -> np.ndarray:
@@ -21,7 +49,7 @@ def random_zoom(seed: int, first: int, count: int) -> np.ndarray:
       count: how many positions.
 
     Returns:
-      `[count, 3]`, a `preprocess.Crop` each: side (uniform from sqrt(1/2) to 1), x, y (uniform
+      `[count, 3]`, a `Crop` each: side (uniform from sqrt(1/2) to 1), x, y (uniform
       from 0 to 1).
     """
     # One step of the counter gives four numbers of 64 bits.

@@ -9,9 +9,10 @@ from biggan_jax import config as config_lib
 from biggan_jax.config import ConfigError
 from biggan_jax.data import pictures, preprocess, subsets, tfds_source
 from biggan_jax.data.batches import Batches
+from biggan_jax.data.crops import Crop
 from biggan_jax.data.fake import FakeSource
 from biggan_jax.data.loader import Loader, fits
-from biggan_jax.data.preprocess import Crop, Recipe
+from biggan_jax.data.preprocess import Recipe
 from biggan_jax.data.source import Source
 from biggan_jax.data.tfrecord import StreamLoader, TfrecordSource
 

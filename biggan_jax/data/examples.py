@@ -1,12 +1,14 @@
 """What a TFDS record holds for us: a serialised `tf.train.Example` with an image and a label."""
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
 
 from biggan_jax.config import ConfigError
 from biggan_jax.data import preprocess
-from biggan_jax.data.preprocess import CENTRED, Crop, Recipe
+from biggan_jax.data.crops import CENTRED, Crop
+from biggan_jax.data.preprocess import Recipe
 
 Where = Callable[[int], str]  # What to call a record in messages, given its number.
 
@@ -46,14 +48,21 @@ class Examples:
         self._pixels = pixels
         self._size = 0 if pixels is None else pixels * pixels * 3
         self._head = _head(image_key.encode(), self._size)
+        # Of a set that we prepared all records of a class are alike but for the pixels.
+        self._label_around = functools.lru_cache(maxsize=4096)(self._label_of)
 
-    def fill(self, i: int, record: bytes, image: np.ndarray, crop: Crop, where: Where) -> int:
+    @property
+    def bare(self) -> bool:
+        """Whether images are stored as bare RGB bytes."""
+        return self._pixels is not None
+
+    def fill(self, i: int, record: bytes, image: memoryview, crop: Crop, where: Where) -> int:
         """Decodes one record.
 
         Args:
           i: its number, for `where`.
           record: the serialised example.
-          image: `[R, R, 3]` uint8, contiguous, filled in.
+          image: the bytes of `[R, R, 3]` uint8, filled in.
           crop: which square.
           where: what to call it.
 
@@ -79,17 +88,17 @@ class Examples:
             )
         side = self._pixels
         if side is None:
-            image[...] = preprocess.decode(bytes(data), where(i), self.recipe, crop)
+            image[:] = preprocess.decode(bytes(data), where(i), self.recipe, crop).reshape(-1).data
         elif len(data) != self._size:
             raise ConfigError(
                 f"{where(i)} is damaged: its image has {len(data)} bytes and must have"
                 f" {side} x {side} x 3 = {self._size}."
             )
         elif side == self.recipe.resolution and crop == CENTRED:
-            image.data.cast("B")[:] = data
+            image[:] = data
         else:
             bare = np.frombuffer(data, np.uint8).reshape(side, side, 3)
-            image[...] = preprocess.to_square(bare, self.recipe, crop)
+            image[:] = preprocess.to_square(bare, self.recipe, crop).reshape(-1).data
         return label
 
     def label(self, i: int, record: bytes, where: Where) -> int:
@@ -115,12 +124,16 @@ class Examples:
             return feature[self._label_key].int64_list.value[0], data
         # Bare pixels are taken from where they lie. Protobuf would copy them twice and keep all
         # other threads waiting meanwhile, 5 us of the 50 us or less that there are for an image.
-        first = 2
-        while record[first - 1] & 0x80:  # The size of all entries, in as many bytes as it needs.
-            first += 1
-        feature = self._parse_entries(record[first:start] + record[end:]).feature
-        label = feature[self._label_key].int64_list.value[0]
+        label = self._label_around(record[:start], record[end:])
         return label, memoryview(record)[end - self._size : end]
+
+    def _label_of(self, before, after):
+        """The label among the entries of an example before and after the image."""
+        first = 2
+        while before[first - 1] & 0x80:  # The size of all entries, in as many bytes as it needs.
+            first += 1
+        feature = self._parse_entries(before[first:] + after).feature
+        return feature[self._label_key].int64_list.value[0]
 
 
 def _head(key, size):

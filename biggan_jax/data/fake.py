@@ -4,7 +4,8 @@ import numpy as np
 
 from biggan_jax.config import ConfigError
 from biggan_jax.data import preprocess
-from biggan_jax.data.preprocess import CENTRED, Crop, Recipe
+from biggan_jax.data.crops import CENTRED, Crop
+from biggan_jax.data.preprocess import Recipe
 from biggan_jax.data.source import Source
 
 IMAGES = 1_281_167  # As many as ImageNet has.

@@ -45,7 +45,7 @@ class Prefetch:
         make: Callable[[int], Job],
         steps: range,
         *,
-        depth: int = 2,
+        depth: int = 3,
         put: Callable[[dict[str, np.ndarray]], Any] | None = None,
     ):
         """Starts.

@@ -1,6 +1,7 @@
 """From any picture to the square RGB image a network sees: `[R, R, 3]`, uint8."""
 
 import dataclasses
+import importlib.util
 import io
 from typing import Any
 
@@ -8,16 +9,12 @@ import numpy as np
 
 from biggan_jax import config as config_lib
 from biggan_jax.config import ConfigError
+from biggan_jax.data import crops, jpeg
+from biggan_jax.data.crops import CENTRED, Crop
 
 # Modes in which Pillow keeps 16-bit grey; "I" is how it opens 16-bit PGM, among others.
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _ORIENTATION = 0x0112  # The EXIF tag.
-_LONGEST = 100  # Times the short edge; of a longer picture the centred square shows nothing.
-
-# A crop is (side, x, y): the side of the square in parts of the short edge, and where in its free
-# room it lies. This one is the paper's: the short edge, in the middle of the long one.
-Crop = tuple[float, float, float]
-CENTRED: Crop = (1.0, 0.5, 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +27,9 @@ class Recipe:
         "bilinear" (of the four nearest pixels, as TensorFlow and PyTorch resize),
         "pil_bilinear" (low-pass filtered where pictures shrink, as BigGAN-PyTorch does by
         Pillow) or "lanczos" (likewise).
-      decode: "exact", or "scaled": large JPEGs are decoded at the smallest of the sizes their
-        format offers (eighths) that is not below `resolution`, which is faster; details differ
-        (docs/performance.md).
+      decode: "exact", or "scaled": large JPEGs are decoded at a half, a quarter or an eighth of
+        their size, the smallest that is not below `resolution`, and "area" is done by a faster
+        library than Pillow; details differ (docs/performance.md).
       strict: whether damage that a JPEG decoder can gloss over makes a picture unreadable.
     """
 
@@ -42,11 +39,16 @@ class Recipe:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for a method that is not known."""
+        """Raises ConfigError for a method that is not known or not installed."""
         for key, allowed in (("resize", config_lib.RESIZES), ("decode", config_lib.DECODES)):
             value = getattr(self, key)
             if value not in allowed:
                 raise ConfigError(f"data.{key}={value!r}: must be one of {', '.join(allowed)}.")
+        if self.decode == "scaled" and importlib.util.find_spec("cykooz_resizer") is None:
+            raise ConfigError(
+                "data.decode='scaled': needs the package cykooz-resizer, which has no wheel for"
+                " Linux on ARM; pip install cykooz-resizer (it needs Rust there), or use 'exact'."
+            )
 
 
 def to_square(image: Any, recipe: Recipe, crop: Crop = CENTRED) -> np.ndarray:
@@ -75,12 +77,7 @@ def to_square(image: Any, recipe: Recipe, crop: Crop = CENTRED) -> np.ndarray:
     if picture.getexif().get(_ORIENTATION, 1) != 1:  # Else this copies for nothing.
         picture = ImageOps.exif_transpose(picture)
     width, height = picture.size
-    short, long = sorted(picture.size)
-    if short == 0 or long > _LONGEST * short:
-        raise ConfigError(f"a picture of {width} x {height} pixels cannot be used")
-    share, x, y = crop
-    side = max(1, round(share * short))
-    left, top = int(x * (width - side)), int(y * (height - side))
+    side, left, top = crops.window(width, height, crop)
     # Cropped before resizing: `resize(box=...)` would let the filter read beyond the box.
     if picture.size != (side, side):
         picture = picture.crop((left, top, left + side, top + side))
@@ -118,16 +115,20 @@ def decode(
     # struct.error, ...); to the user all of it means the same.
     try:
         if isinstance(file, str):
-            with open(file, "rb") as f:
+            with open(file, "rb", buffering=0) as f:  # It is read at once.
                 data = f.read()
         else:
             data = file
         if not data:
             raise ConfigError("it is an empty file")
+        if (recipe.decode, recipe.resize, notes) == ("scaled", "area", None):
+            image = jpeg.square(data, recipe.resolution, crop)
+            if image is not None:
+                return image
         with Image.open(io.BytesIO(data)) as picture:
             if notes is not None:
                 notes += _peculiarities(picture, recipe.resolution)
-            return to_square(_pixels(picture, data, recipe), recipe, crop)
+            return to_square(_pixels(picture, data, recipe, crop), recipe, crop)
     except Exception as e:
         raise ConfigError(f"{where} cannot be read as a picture: {_reason(e)}.") from e
 
@@ -140,7 +141,7 @@ def _reason(error):
     return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
 
 
-def _pixels(picture, data, recipe):
+def _pixels(picture, data, recipe, crop):
     """The picture decoded; a JPEG by libjpeg-turbo itself, which is faster and tells of damage."""
     from PIL import Image
 
@@ -148,14 +149,12 @@ def _pixels(picture, data, recipe):
         return picture
     import simplejpeg
 
-    at_least = recipe.resolution if recipe.decode == "scaled" else 0
+    width, height = picture.size
+    if recipe.decode == "scaled":
+        width, height = jpeg.reduced(width, height, crops.shortest(recipe.resolution, crop))
     try:
-        pixels = simplejpeg.decode_jpeg(
-            data,
-            "RGB" if picture.mode == "RGB" else "GRAY",
-            min_height=min(at_least, picture.height),
-            min_width=min(at_least, picture.width),
-        )
+        colours = "RGB" if picture.mode == "RGB" else "GRAY"
+        pixels = simplejpeg.decode_jpeg(data, colours, min_height=height, min_width=width)
     except ValueError:
         if recipe.strict:
             raise
@@ -192,6 +191,8 @@ def _resize(picture, recipe):
     size = (recipe.resolution, recipe.resolution)
     side = picture.size[0]
     if recipe.resize == "area":
+        if recipe.decode == "scaled" and side > recipe.resolution:
+            return jpeg.shrunk(picture, recipe.resolution)
         if side % recipe.resolution == 0:
             return picture.reduce(side // recipe.resolution)  # The same mean, four times as fast.
         shrinks = side > recipe.resolution

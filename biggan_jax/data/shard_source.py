@@ -4,10 +4,10 @@ import abc
 
 import numpy as np
 
+from biggan_jax.data.crops import Crop
 from biggan_jax.data.examples import Examples
-from biggan_jax.data.preprocess import Crop
 from biggan_jax.data.shards import Shards
-from biggan_jax.data.source import Source
+from biggan_jax.data.source import BARE_PIECE, Source
 
 
 class ShardSource(Source):
@@ -29,6 +29,8 @@ class ShardSource(Source):
     ):
         super().__init__(name, split, where, class_names, examples.recipe)
         self.shards, self.examples = shards, examples
+        if examples.bare:
+            self.piece = BARE_PIECE
 
     def __len__(self) -> int:
         return len(self.shards)

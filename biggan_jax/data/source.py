@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from biggan_jax.data import prefetch
-from biggan_jax.data.preprocess import CENTRED, Crop, Recipe
+from biggan_jax.data.crops import CENTRED, Crop
+from biggan_jax.data.preprocess import Recipe
 
 LABEL_SAMPLE = 50_000
-_PIECE = 32  # Images at most; a piece costs 20 us to hand out, an image 50 us at least to make.
+# Records handled in one go. Handing out a piece costs 100 us, as much as two bare images, and a
+# tenth of what an encoded picture takes; large pieces of those leave threads idle at the end.
+BARE_PIECE, _PIECE = 64, 16
 
 
 class Source(abc.ABC):
@@ -25,12 +28,14 @@ class Source(abc.ABC):
       recipe: how pictures become images.
       sequential: whether records can only be read one after the other at a useful speed.
       worth_caching: whether an image costs more to make than to look up.
+      piece: how many images at most one thread makes in one go.
       count_all_up_to: records of which `labels` reads every label.
       sampling: which records `sample` takes, in words.
     """
 
     sequential = False
     worth_caching = True
+    piece = _PIECE
     count_all_up_to = 200_000  # Reading every label of more would delay the start by minutes.
     sampling = "evenly spaced"
 
@@ -92,7 +97,7 @@ class Source(abc.ABC):
           records: `[N]`, record numbers.
           images: `[N, R, R, 3]` uint8, filled in.
           labels: `[N]` int32, filled in.
-          crops: `[N, 3]`, a `preprocess.Crop` each, or None for the centred one.
+          crops: `[N, 3]`, a `crops.Crop` each, or None for the centred one.
 
         Raises:
           ConfigError: see `get`.
@@ -108,7 +113,7 @@ class Source(abc.ABC):
         crops: np.ndarray | None = None,
     ) -> Iterator[Callable[[], None]]:
         """Cuts the reading of many records into functions for `prefetch.Job`; see `fill`."""
-        for part in parts(len(records)):
+        for part in parts(len(records), self.piece):
             yield functools.partial(
                 self.fill,
                 records[part],
@@ -139,7 +144,7 @@ class Source(abc.ABC):
         def some(part):
             labels[part] = [self.label(i) for i in records[part].tolist()]
 
-        calls = (functools.partial(some, part) for part in parts(len(records)))
+        calls = (functools.partial(some, part) for part in parts(len(records), BARE_PIECE))
         prefetch.run(prefetch.Job({}, calls))
         return labels
 
@@ -170,9 +175,9 @@ def with_crops(records: np.ndarray, crops: np.ndarray | None) -> Iterator[tuple[
     return zip(records.tolist(), map(tuple, crops.tolist()), strict=True)
 
 
-def parts(count: int) -> Iterator[slice]:
+def parts(count: int, at_most: int) -> Iterator[slice]:
     """Cuts `count` images into pieces small enough that all threads have work."""
-    size = min(_PIECE, max(1, count // (2 * prefetch.threads())))
+    size = min(at_most, max(1, count // prefetch.threads()))
     return (slice(first, first + size) for first in range(0, count, size))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from biggan_jax.config import ConfigError
-from biggan_jax.data.preprocess import Crop
+from biggan_jax.data.crops import Crop
 from biggan_jax.data.source import Source
 
 

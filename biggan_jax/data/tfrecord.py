@@ -56,7 +56,7 @@ class TfrecordSource(ShardSource):
     ) -> Iterator[Callable[[], None]]:
         """Reads each file once, up to the last record wanted; see `Source.pieces`."""
         stream = self.in_order(records)
-        for part in parts(len(records)):
+        for part in parts(len(records), self.piece):
             places, raw = zip(*itertools.islice(stream, part.stop - part.start), strict=True)
             of_piece = (x if x is None else x[list(places)] for x in (records, crops))
             yield functools.partial(self._scatter, raw, list(places), images, labels, *of_piece)
@@ -88,7 +88,8 @@ class TfrecordSource(ShardSource):
     ) -> None:
         """Decodes undecoded records whose numbers are known; else as `Source.fill`."""
         for k, (i, crop) in enumerate(with_crops(records, crops)):
-            labels[k] = self.examples.fill(i, raw[k], images[k], crop, self.name_of_record)
+            image = images[k].data.cast("B")
+            labels[k] = self.examples.fill(i, raw[k], image, crop, self.name_of_record)
 
     def damage(self, first: int, last: int, reason: str) -> ConfigError:
         """Returns an error that names the first record that cannot be read, by reading them again.
@@ -214,7 +215,7 @@ class StreamLoader(Batches):
         return job
 
     def _pieces(self, stream, images, labels, crops):
-        for part in parts(len(images)):
+        for part in parts(len(images), self._records.piece):
             taken = itertools.islice(stream, part.stop - part.start)
             records, raw = zip(*taken, strict=True)
             some = None if crops is None else crops[part]

@@ -8,7 +8,8 @@ import tensorflow_datasets as tfds
 from biggan_jax import config as config_lib
 from biggan_jax.config import ConfigError
 from biggan_jax.data import datasets
-from biggan_jax.data.preprocess import CENTRED, Recipe
+from biggan_jax.data.crops import CENTRED
+from biggan_jax.data.preprocess import Recipe
 from biggan_jax.data.source import Source
 
 

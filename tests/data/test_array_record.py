@@ -12,7 +12,8 @@ from PIL import Image
 from biggan_jax.config import ConfigError
 from biggan_jax.data import array_record, crops, datasets, preprocess
 from biggan_jax.data import source as source_lib
-from biggan_jax.data.preprocess import CENTRED, Recipe
+from biggan_jax.data.crops import CENTRED
+from biggan_jax.data.preprocess import Recipe
 from biggan_jax.data.shards import Shards
 from tests.data.made import (
     bare_images,

@@ -8,8 +8,9 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from biggan_jax.config import ConfigError
 from biggan_jax.data import preprocess
+from biggan_jax.data.crops import CENTRED
 from biggan_jax.data.examples import Examples
-from biggan_jax.data.preprocess import CENTRED, Recipe
+from biggan_jax.data.preprocess import Recipe
 
 
 def entry(key, value):
@@ -38,7 +39,8 @@ def pixels(side, seed=0):
 def read(record, side, num_classes=1000, resolution=None, crop=CENTRED):
     examples = Examples("image", "label", num_classes, side, Recipe(resolution or side))
     image = np.zeros((resolution or side,) * 2 + (3,), np.uint8)
-    label = examples.fill(5, record, image, crop, lambda i: f"number {i}")
+    out = memoryview(image).cast("B")
+    label = examples.fill(5, record, out, crop, lambda i: f"number {i}")
     assert examples.label(5, record, lambda i: f"number {i}") == label
     return image, label
 

@@ -129,7 +129,7 @@ def test_put_is_called_in_a_thread_and_ahead():
         return batch["label"].sum()
 
     loaded = make(length=30, cache_mib=0)
-    with loaded.prefetch(0, 10, put=put) as batches:
+    with loaded.prefetch(0, 10, depth=2, put=put) as batches:
         _wait_until(lambda: len(callers) == 2)
         sums = [result for _, result in batches]
     assert callers == [prefetch.NAME] * 10
@@ -181,7 +181,7 @@ def test_threads_stay_and_cross_the_borders_of_batches(monkeypatch):
 def test_pieces_are_small_enough_for_all_threads(monkeypatch):
     monkeypatch.setattr(prefetch, "threads", lambda: 16)
     for count in (0, 1, 7, 64, 1000, 10_000):
-        parts = list(source_lib.parts(count))
+        parts = list(source_lib.parts(count, 32))
         assert [i for part in parts for i in range(count)[part]] == list(range(count))
         assert len(parts) >= min(count, 16)
         assert all(part.stop - part.start <= 32 for part in parts)

@@ -1,3 +1,4 @@
+import importlib.util
 import io
 import itertools
 
@@ -176,6 +177,13 @@ def test_scaled_jpegs_are_close():
     assert 0 < np.abs(scaled.astype(int) - exact).mean() <= 5
     same = preprocess.decode(file, "photo", Recipe(512, decode="scaled"))
     np.testing.assert_array_equal(same, preprocess.decode(file, "photo", Recipe(512)))
+
+
+def test_scaled_without_its_library_is_refused(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"data\.decode='scaled': needs .* cykooz-resizer"):
+        Recipe(64, decode="scaled")
+    assert Recipe(64).decode == "exact"
 
 
 def test_a_turned_jpeg():
