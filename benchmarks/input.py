@@ -47,7 +47,10 @@ _LOADERS = ("full_jpeg", "full_jpeg_exact", "prepared")
 _WIDTH, _HEIGHT, _QUALITY = 500, 375, 95
 _DIFFERENT = 14_946  # 2 photos of 640 x 427 have as many windows of 500 x 375.
 _PHOTO_PASSES, _PREPARED_PASSES = 2, 32  # Over the images, a measurement: about a second.
-_PACKAGES = ("array_record", "grain", "numpy", "pillow", "simplejpeg", "tensorflow_datasets")
+_PACKAGES = (
+    *("array_record", "cykooz-resizer", "grain", "numpy", "pillow", "simplejpeg"),
+    "tensorflow_datasets",
+)
 
 # BigGAN-128 on a v3-512, with 8 cores a host. 32 ms a step is its FLOPs at the peak rate; 80 and
 # 120 ms are what a step may really take.

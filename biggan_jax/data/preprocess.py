@@ -46,8 +46,9 @@ class Recipe:
                 raise ConfigError(f"data.{key}={value!r}: must be one of {', '.join(allowed)}.")
         if self.decode == "scaled" and importlib.util.find_spec("cykooz_resizer") is None:
             raise ConfigError(
-                "data.decode='scaled': needs the package cykooz-resizer, which has no wheel for"
-                " Linux on ARM; pip install cykooz-resizer (it needs Rust there), or use 'exact'."
+                "data.decode='scaled': needs the package cykooz-resizer, which is not installed"
+                " where it has no wheel (Linux on ARM): pip install it, which needs Rust"
+                " there, or use 'exact'."
             )
 
 
@@ -61,7 +62,8 @@ def to_square(image: Any, recipe: Recipe, crop: Crop = CENTRED) -> np.ndarray:
     Args:
       image: a `PIL.Image.Image` of any mode but floats, or an array `[H, W]`, `[H, W, 1]`,
         `[H, W, 3]` (RGB) or `[H, W, 4]` (RGBA) of uint8, uint16 or bool.
-      recipe: size and method; `decode` and `strict` have no meaning here.
+      recipe: size and method; of "scaled" only the library that shrinks by area, and `strict` has
+        no meaning here.
       crop: which square.
 
     Returns:
@@ -104,7 +106,7 @@ def decode(
       notes: gets what had to be done to it beyond cropping and scaling down, as "kind: what".
 
     Returns:
-      `[R, R, 3]`, uint8. Of an animation, the first frame.
+      `[R, R, 3]`, uint8, not to be written to. Of an animation, the first frame.
 
     Raises:
       ConfigError: naming the picture and why it cannot be read.

@@ -89,14 +89,14 @@ class Program:
         chains: set[tuple[str, ...]] = set()
         for runs, name, line in self._lines():
             kind = line.opcode.removesuffix("-start")
-            if step := _STEP.search(line.rest):
-                if step.groups() in chains:
-                    continue
-                chains.add(step.groups())
             if kind == "send" and "megascale" in line.rest:
                 kind = BETWEEN_SLICES
             elif kind not in COLLECTIVES:
                 continue
+            if step := _STEP.search(line.rest):
+                if step.groups() in chains:
+                    continue
+                chains.add(step.groups())
             size = self._operand_bytes(name, line)
             if kind == "all-gather":  # The shape of a start has both sides.
                 size = shape_bytes(line.shape) - (size if line.opcode != kind else 0)

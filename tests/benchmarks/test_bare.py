@@ -12,8 +12,18 @@ from biggan_jax.models import forms
 ROOT = pathlib.Path(__file__).parents[2]
 # What setup.py asks for besides those five, and what the extras bring.
 MISSING = (
-    *("array_record", "clu", "grain", "matplotlib", "orbax", "PIL", "safetensors", "simplejpeg"),
-    *("sklearn", "tensorboard", "tensorflow", "tensorflow_datasets", "tqdm", "torch", "onnx"),
+    *(
+        "array_record",
+        "clu",
+        "cykooz_resizer",
+        "grain",
+        "matplotlib",
+        "orbax",
+        "PIL",
+        "safetensors",
+    ),
+    *("simplejpeg", "sklearn", "tensorboard", "tensorflow", "tensorflow_datasets", "tqdm", "torch"),
+    "onnx",
 )
 RUN = """
 import importlib, sys
