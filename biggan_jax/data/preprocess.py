@@ -194,7 +194,7 @@ def _resize(picture, recipe):
     side = picture.size[0]
     if recipe.resize == "area":
         if recipe.decode == "scaled" and side > recipe.resolution:
-            return jpeg.shrunk(picture, recipe.resolution)
+            return jpeg.shrunk(np.asarray(picture), recipe.resolution)
         if side % recipe.resolution == 0:
             return picture.reduce(side // recipe.resolution)  # The same mean, four times as fast.
         shrinks = side > recipe.resolution
