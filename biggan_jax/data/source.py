@@ -178,7 +178,7 @@ def with_crops(records: np.ndarray, crops: np.ndarray | None) -> Iterator[tuple[
 def parts(count: int, at_most: int) -> Iterator[slice]:
     """Cuts `count` images into pieces small enough that all threads have work."""
     size = min(at_most, max(1, count // prefetch.threads()))
-    return (slice(first, first + size) for first in range(0, count, size))
+    return (slice(first, min(first + size, count)) for first in range(0, count, size))
 
 
 def evenly_spaced(length: int, count: int) -> np.ndarray:
