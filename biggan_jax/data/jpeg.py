@@ -15,7 +15,7 @@ from biggan_jax.data import crops
 # libjpeg decodes at any number of eighths, but libjpeg-turbo has vector code for these alone: 3/8
 # costs more than 4/8.
 _EIGHTHS = (1, 2, 4, 8)
-_LARGEST = 2**26  # Pixels. Pillow warns of more.
+_LARGEST = 2**26  # Pixels, below those of which Pillow warns.
 
 # The first bytes of a file; the segment after which come pixels; the segments that hold EXIF or
 # XMP, which say how to turn a picture, and other pictures (or a colour profile).
@@ -67,7 +67,10 @@ def square(data: bytes, resolution: int, crop: crops.Crop) -> np.ndarray | None:
 
 
 def shrunk(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Scales a square down by area, three times as fast as Pillow and within a level of it.
+    """Scales a square down by area, three times as fast as Pillow.
+
+    On photos within a level of Pillow; where the centre of a pixel lies just on the border of two
+    new ones, the two may count it to different ones.
 
     Args:
       pixels: `[N, N, 3]` uint8.

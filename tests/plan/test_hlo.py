@@ -47,6 +47,7 @@ GATHER = """ all-gather(%p), channel_id={channel}, replica_groups={{{{0,1}}}}, d
  use_global_device_ids=true, frontend_attributes={{chain_id="{chain}"}}"""
 STEPS = """%start (p: bf16[4,8]) -> bf16[8,8] {{
   %p = bf16[4,8]{{1,0}} parameter(0)
+  %flag = u32[] custom-call(), channel_id=7, frontend_attributes={{chain_id="3"}}
   ROOT %gather.1 = bf16[8,8]{{1,0}}{first}
 }}
 
@@ -57,7 +58,6 @@ STEPS = """%start (p: bf16[4,8]) -> bf16[8,8] {{
 
 ENTRY %main (p: bf16[4,8]) -> bf16[8,8] {{
   %p = bf16[4,8]{{1,0}} parameter(0)
-  %flag = u32[] custom-call(), channel_id=7, frontend_attributes={{chain_id="3"}}
   %one = bf16[8,8]{{1,0}} fusion(%p), kind=kCustom, calls=%start
   ROOT %two = bf16[8,8]{{1,0}} fusion(%p), kind=kCustom, calls=%async_collective_fusion.1
 }}
