@@ -47,19 +47,20 @@ class ArrayRecordSource(ShardSource):
           ConfigError: naming the file and the place in it, if a file or record is missing or
             damaged, or see `Examples.fill`.
         """
-        files, places = (found.tolist() for found in self.shards.locate(records))
-        read, decode, where = self._read, self.examples.fill, self.name_of_record
+        locate, read, decode = self.shards.locate, self._read, self.examples.fill
         # Bytes and not arrays: each view of NumPy's takes a hundredth of the time of an image.
         image, size = images.data.cast("B"), images[0].size
-        for k, (i, crop) in enumerate(with_crops(records, crops)):
-            record = read(i, files[k], places[k])
-            labels[k] = decode(i, record, image[:size], crop, where)
+        found = []
+        for i, crop in with_crops(records, crops):
+            record = read(i, *locate(i))
+            found.append(decode(i, record, image[:size], crop, self.name_of_record))
             image = image[size:]
+        labels[:] = found
 
     def label(self, i: int) -> int:
         """Returns the label of record `i` without decoding the image."""
-        file, place = self.place(i)
-        return self.examples.label(i, self._read(i, file, place), self.name_of_record)
+        record = self._read(i, *self.shards.locate(i))
+        return self.examples.label(i, record, self.name_of_record)
 
     def _read(self, i, file, place):
         # The reader raises whatever its C++ met (RuntimeError, IndexError, ...).

@@ -1,8 +1,9 @@
 """Batches made ahead of need by threads that stay.
 
-One thread plans: it opens the next batch as soon as there is room and cuts it into pieces of a few
-images. The others take piece after piece, across the borders of batches, so none waits for the
-slowest piece of a batch while another batch is known.
+Each thread takes piece after piece, of a few images each, across the borders of batches, so none
+waits for the slowest piece of a batch. Whoever finds no piece left opens the next batch as soon as
+there is room: a thread of its own for that would want the interpreter's lock all the time, and so
+do the primitives of `threading` that are written in Python, so locks and simple queues do here.
 """
 
 import os
@@ -26,7 +27,7 @@ class Job(NamedTuple):
     Attributes:
       arrays: what is filled in.
       pieces: functions that fill in a part each, in any order, several at a time. The iterable
-        itself is run through once, by one thread.
+        itself is run through once, by one thread at a time.
     """
 
     arrays: dict[str, np.ndarray]
@@ -51,7 +52,8 @@ class Prefetch:
         """Starts.
 
         Args:
-          make: opens the batch of a step; called with one step after the other, by one thread.
+          make: opens the batch of a step; called with one step after the other, by one thread at
+            a time.
           steps: the steps wanted.
           depth: batches held ready or in the making.
           put: makes of the arrays what `next` shall give, for instance by putting them on devices;
@@ -60,12 +62,10 @@ class Prefetch:
         if depth < 1:
             raise ValueError(f"depth={depth}: must be at least 1.")
         # The threads must not know `self`: they would keep a forgotten iterator alive.
-        shared = self._shared = _Shared(depth, threads())
-        calls: list[tuple[Callable[..., None], tuple]]
-        calls = [(_plan, (make, steps, put, shared)), *[(_work, (shared,))] * shared.workers]
+        self._shared = _Shared(make, steps, depth, put)
         self._threads = [
-            threading.Thread(target=function, args=arguments, name=NAME, daemon=True)
-            for function, arguments in calls
+            threading.Thread(target=_work, args=(self._shared,), name=NAME, daemon=True)
+            for _ in range(threads())
         ]
         for thread in self._threads:
             thread.start()
@@ -74,22 +74,22 @@ class Prefetch:
         return self
 
     def __next__(self) -> tuple[int, Any]:
-        if self._shared.stop.is_set():
+        if self._shared.stopped:
             raise StopIteration
         batch = self._shared.opened.get()
         if batch is None:
             self.close()
             raise StopIteration
-        batch.done.wait()
+        batch.done.acquire()
         if batch.error is not None:
             self.close()
             raise batch.error
-        self._shared.free.release()
+        self._shared.room.put(None)
         return batch.step, batch.result
 
     def close(self) -> None:
         """Ends the threads, at the latest when their pieces are done, and waits for them."""
-        self._shared.end()
+        self._shared.stop()
         for thread in self._threads:
             thread.join()
 
@@ -108,7 +108,7 @@ class Prefetch:
         # Told to end but not waited for: this may run while the interpreter shuts down, when the
         # threads cannot end any more.
         if hasattr(self, "_shared"):
-            self._shared.end()
+            self._shared.stop()
 
 
 def run(job: Job) -> dict[str, np.ndarray]:
@@ -158,18 +158,52 @@ class _Lent:
 class _Shared:
     """What the iterator and its threads both know."""
 
-    def __init__(self, depth, workers):
-        self.workers = workers
-        self.opened: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
-        self.free = threading.Semaphore(depth)
-        self.stop = threading.Event()
-        # Bounded, because a job may find what is to be done by reading files.
-        self.pieces: queue.Queue[tuple[_Batch, Callable[[], None]] | None]
-        self.pieces = queue.Queue(4 * workers)
+    def __init__(self, make, steps, depth, put):
+        self.stopped = False
+        self.opened: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()  # None at the end.
+        self.room: queue.SimpleQueue[None] = queue.SimpleQueue()  # An item for each batch.
+        for _ in range(depth):
+            self.room.put(None)
+        self._make, self._steps, self._put = make, iter(steps), put
+        self._lock = threading.Lock()
+        self._batch: _Batch | None = None  # Whose pieces are handed out.
+        self._pieces: Iterator[Callable[[], None]] = iter(())
 
-    def end(self):
-        self.stop.set()
-        self.free.release()
+    def stop(self):
+        self.stopped = True
+        self.room.put(None)  # Or a thread might wait for it for ever.
+
+    def take(self):
+        """The next piece to be made and its batch, or None if there is nothing left to do."""
+        while True:
+            with self._lock:
+                batch = self._batch or self._open()
+                if batch is None or self.stopped:
+                    return None
+                try:
+                    if batch.arrays is None:
+                        batch.arrays, pieces = self._make(batch.step)
+                        self._pieces = iter(pieces)
+                    piece = next(self._pieces, None)
+                except BaseException as e:
+                    batch.fail(e)
+                    self._batch, self._steps = None, iter(())
+                    return None
+                if piece is not None:
+                    batch.add()
+                    return batch, piece
+                self._batch = None
+            batch.finish()
+
+    def _open(self):
+        step = next(self._steps, None)
+        if step is None:
+            self.opened.put(None)
+            return None
+        self.room.get()
+        self._batch = _Batch(step, self._put)
+        self.opened.put(self._batch)
+        return self._batch
 
 
 class _Batch:
@@ -180,10 +214,11 @@ class _Batch:
         self.arrays: dict[str, np.ndarray] | None = None
         self.result: Any = None
         self.error: BaseException | None = None
-        self.done = threading.Event()
+        self.done = threading.Lock()  # Let go of when it is.
+        self.done.acquire()
         self._put = put
         self._lock = threading.Lock()
-        self._left = 1  # For the planning itself.
+        self._left = 1  # For the handing out itself.
 
     def add(self):
         with self._lock:
@@ -192,61 +227,30 @@ class _Batch:
     def finish(self):
         with self._lock:
             self._left -= 1
-            last = self._left == 0
-        if not last or self.error is not None:
-            return
+            if self._left or self.error is not None:
+                return
         try:
             arrays, self.arrays = self.arrays, None
             self.result = self._put(arrays) if self._put else arrays
         except BaseException as e:
             self.error = e
-        self.done.set()
+        self.done.release()
 
     def fail(self, error):
         with self._lock:
-            self.error = self.error or error
-        self.done.set()
-
-
-def _plan(make, steps, put, shared):
-    try:
-        for step in steps:
-            shared.free.acquire()
-            if shared.stop.is_set():
+            if self.error is not None:
                 return
-            if not _open(make, _Batch(step, put), shared):
-                return
-        shared.opened.put(None)
-    finally:
-        for _ in range(shared.workers):
-            shared.pieces.put(None)
-
-
-def _open(make, batch, shared):
-    """Hands out a batch's pieces; returns whether to go on."""
-    shared.opened.put(batch)
-    try:
-        batch.arrays, pieces = make(batch.step)
-        for piece in pieces:
-            batch.add()
-            shared.pieces.put((batch, piece))
-            if shared.stop.is_set():
-                return False
-    except BaseException as e:
-        batch.fail(e)
-        return False
-    batch.finish()
-    return True
+            self.error = error
+        self.done.release()
 
 
 def _work(shared):
-    while (task := shared.pieces.get()) is not None:
+    while (task := shared.take()) is not None:
         batch, piece = task
-        if not shared.stop.is_set():
-            try:
-                piece()
-            except BaseException as e:
-                batch.fail(e)
-            else:
-                batch.finish()
+        try:
+            piece()
+        except BaseException as e:
+            batch.fail(e)
+        else:
+            batch.finish()
         del task, batch, piece  # Or it would hold them while it waits.

@@ -52,11 +52,6 @@ class ShardSource(Source):
         self.fill(np.array([i]), image, label, np.array([crop]))
         return image[0], int(label[0])
 
-    def place(self, i: int) -> tuple[int, int]:
-        """Returns the number of a record's file and the record's place in it."""
-        file, place = (int(found[0]) for found in self.shards.locate(np.array([i])))
-        return file, place
-
     def name_of(self, file: int, place: int) -> str:
         """Returns what to call a record of a file in messages."""
         return f"{self.shards.name(file, place)} in {self.where}"
@@ -64,4 +59,4 @@ class ShardSource(Source):
     def name_of_record(self, i: int) -> str:
         """Returns what to call record `i` in messages."""
         known = f"record {i} of data.name={self.name!r}, split {self.split!r}"
-        return f"{self.name_of(*self.place(i))} ({known})"
+        return f"{self.name_of(*self.shards.locate(i))} ({known})"

@@ -1,5 +1,6 @@
 """The files of a TFDS split: which record lies in which file, and at which place."""
 
+import bisect
 import os
 from collections.abc import Iterable
 
@@ -21,20 +22,24 @@ class Shards:
         self.files = [path for path, _, _ in taken]
         self.skip = np.array([skip for _, skip, _ in taken], np.int64)
         self.start = np.cumsum([0, *(take for _, _, take in taken)])
+        self._skip, self._start = self.skip.tolist(), self.start.tolist()
 
     def __len__(self) -> int:
-        return int(self.start[-1])
+        return self._start[-1]
 
-    def locate(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the file's number and the place in the file of each record, `[N]` both.
+    def locate(self, i: int) -> tuple[int, int]:
+        """Returns the number of the file that holds record `i`, and the place in that file.
+
+        One record at a time and without NumPy, each of whose calls may let go of the interpreter's
+        lock: while other threads read, waiting for it takes longer than all the rest.
 
         Raises:
           IndexError: if there is no such record.
         """
-        if len(records) and not 0 <= np.min(records) <= np.max(records) < len(self):
-            raise IndexError(f"records must lie in 0 to {len(self) - 1}.")
-        file = np.searchsorted(self.start, records, side="right") - 1
-        return file, records - self.start[file] + self.skip[file]
+        if not 0 <= i < self._start[-1]:
+            raise IndexError(f"record {i} must lie in 0 to {len(self) - 1}.")
+        file = bisect.bisect_right(self._start, i) - 1
+        return file, i - self._start[file] + self._skip[file]
 
     def cut(self, first: int, last: int) -> "Shards":
         """Returns the records from `first` to `last`, exclusive."""

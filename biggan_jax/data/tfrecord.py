@@ -112,13 +112,13 @@ class TfrecordSource(ShardSource):
         Raises:
           ConfigError: naming the record that cannot be read.
         """
-        files, places = self.shards.locate(records)
-        order = np.lexsort((places, files))
-        for file, of_file in itertools.groupby(order.tolist(), lambda k: int(files[k])):
+        found = [self.shards.locate(i) for i in records.tolist()]
+        order = sorted(range(len(found)), key=found.__getitem__)
+        for file, of_file in itertools.groupby(order, lambda k: found[k][0]):
             wanted = list(of_file)
-            first, last = int(places[wanted[0]]), int(places[wanted[-1]]) + 1
+            first, last = found[wanted[0]][1], found[wanted[-1]][1] + 1
             stream = enumerate(self._read(file, first, last), first)
-            for place, same in itertools.groupby(wanted, lambda k: int(places[k])):
+            for place, same in itertools.groupby(wanted, lambda k: found[k][1]):
                 raw = next(raw for at, raw in stream if at == place)
                 yield from ((k, raw) for k in same)
 

@@ -146,15 +146,14 @@ def test_neither_the_builder_nor_tensorflow_is_needed(bare):
 def test_shards():
     shards = Shards([("a", 0, 4), ("b", 3, 2), ("c", 0, 0), ("d", 1, 5)])
     assert (len(shards), shards.files) == (11, ["a", "b", "d"])
-    files, places = shards.locate(np.array([0, 3, 4, 5, 6, 10]))
-    assert files.tolist() == [0, 0, 1, 1, 2, 2]
-    assert places.tolist() == [0, 3, 3, 4, 1, 5]
+    found = [shards.locate(i) for i in (0, 3, 4, 5, 6, 10)]
+    assert found == [(0, 0), (0, 3), (1, 3), (1, 4), (2, 1), (2, 5)]
     part = shards.cut(3, 7)
     assert (part.files, part.skip.tolist(), len(part)) == (["a", "b", "d"], [3, 3, 1], 4)
     assert len(shards.cut(4, 4)) == 0
     for wrong in (-1, 11):
         with pytest.raises(IndexError, match="0 to 10"):
-            shards.locate(np.array([0, wrong]))
+            shards.locate(wrong)
 
 
 def test_more_files_than_a_process_may_open(monkeypatch):

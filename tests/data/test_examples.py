@@ -62,6 +62,31 @@ def test_entries_in_any_order(side, label):
         assert found == label
 
 
+def test_what_follows_the_image_is_looked_up_only_where_it_is_the_label():
+    side, size = 8, 8 * 8 * 3
+    examples = Examples("image", "label", 1000, side, Recipe(side))
+    image = entry("image", bytes(size))
+
+    def label(*entries):
+        return examples.fill(
+            0, sized(0x0A, b"".join(entries)), memoryview(bytearray(size)), CENTRED, str
+        )
+
+    name, three, four = entry("file_name", b"3"), entry("label", 3), entry("label", 4)
+    for _ in range(2):  # The second time what can be is known.
+        assert label(name, image, three) == 3
+        assert label(image, four) == 4
+        assert label(three, image) == 3
+        assert label(four, image) == 4
+        assert label(four, image, name) == 4
+        assert label(three, image, name) == 3
+        assert label(image, name, three) == 3
+        assert label(three, image, four) == 4, "of two values of a key the later one counts"
+    assert set(examples._labels.values()) == {3, 4} and len(examples._labels) == 2
+    with pytest.raises(ConfigError, match="is damaged"):
+        label(image, three[:-1])
+
+
 def test_pixels_that_look_like_entries():
     side = 16
     data = (entry("label", 3) * 100)[: side * side * 3]

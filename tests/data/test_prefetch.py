@@ -178,6 +178,25 @@ def test_threads_stay_and_cross_the_borders_of_batches(monkeypatch):
     assert len(workers) == 2
 
 
+def test_handing_out_is_done_by_one_thread_at_a_time(monkeypatch):
+    # Pieces may come of a generator that reads files, which no two threads may run at once.
+    monkeypatch.setattr(prefetch, "threads", lambda: 8)
+    inside, steps = threading.Lock(), []
+
+    def alone(value):
+        assert inside.acquire(blocking=False), "two threads at once"
+        time.sleep(0.0005)
+        inside.release()
+        return value
+
+    def job(step):
+        steps.append(alone(step))
+        return prefetch.Job({}, (alone(lambda: time.sleep(0.0005)) for _ in range(step % 6)))
+
+    assert [step for step, _ in prefetch.Prefetch(job, range(20))] == list(range(20))
+    assert steps == list(range(20))
+
+
 def test_pieces_are_small_enough_for_all_threads(monkeypatch):
     monkeypatch.setattr(prefetch, "threads", lambda: 16)
     for count in (0, 1, 7, 64, 1000, 10_000):
