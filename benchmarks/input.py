@@ -6,12 +6,13 @@ Confined to as many cores as there are threads, it measures: JPEG decoders, over
 memory; our loader on a folder of the photos, with `data.decode` scaled and exact; tf.data on that
 folder, decoding and cropping in one; plain threads that read the records of the prepared set made
 of that folder, and our loader on it. All of it once a round, in turn, so that a busy machine
-disturbs it alike; rates are the best of the rounds, after one that does not count.
+disturbs it alike. Rates and ratios are medians of the rounds, after one that does not count; a
+ratio is that of two rates of the same round.
 
 A decode bound is the best plain loop: of all decoders for "scaled", of those that keep every pixel
-for "exact". The picture bound is the plain loop over our own way from a file to a square image.
-What it loses against the decode bound is cropping and scaling; what the loader loses against it is
-the loader's own.
+for "exact". The full-size bound is the latter for both. The picture bound is the plain loop over
+our own way from a file to a square image. What it loses against the decode bound is cropping and
+scaling; what the loader loses against it is the loader's own.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -273,31 +275,39 @@ def summary(rounds: dict[str, list[float]]) -> dict[str, Any]:
     Returns:
       `full_jpeg`, `full_jpeg_exact`, `prepared`, `tf_data` and `plain`, the rates of all loops.
     """
-    best = {name: max(rates) for name, rates in rounds.items()}
-    loops = [k for k in best if k != TF_DATA and k.partition(" ")[0] not in _LOADERS]
-    reading = [k for k in loops if k.startswith(READER)]
-    decoding = [k for k in loops if k not in reading]
+    rate = {name: statistics.median(rates) for name, rates in rounds.items()}
+    loops = [k for k in rate if k != TF_DATA and k.partition(" ")[0] not in _LOADERS]
+    decoding = [k for k in loops if not k.startswith(READER)]
+    full_size = [k for k in decoding if k not in SCALED]
     bounds = {
         "full_jpeg": decoding,
-        "full_jpeg_exact": [k for k in decoding if k not in SCALED],
-        "prepared": reading,
+        "full_jpeg_exact": full_size,
+        "prepared": [k for k in loops if k.startswith(READER)],
     }
+
+    def against(key, other):
+        ratios = [a / b for a, b in zip(rounds[key], rounds[other], strict=True)]
+        return statistics.median(ratios), ratios
+
     found: dict[str, Any] = {}
     for key, names in bounds.items():
-        bound = max(names, key=best.__getitem__)
+        bound = max(names, key=rate.__getitem__)
+        ratio, ratios = against(key, bound)
         found[key] = {
-            "images_per_second": best[key],
-            "decode_bound": {"by": bound, "images_per_second": best[bound]},
-            "ratio_to_decode_bound": best[key] / best[bound],
-            "ratio_in_rounds": [a / b for a, b in zip(rounds[key], rounds[bound], strict=True)],
+            "images_per_second": rate[key],
+            "decode_bound": {"by": bound, "images_per_second": rate[bound]},
+            "ratio_to_decode_bound": ratio,
+            "ratio_in_rounds": ratios,
         }
         if key != "prepared":
-            picture = best[f"{key} picture"]
-            found[key]["picture_bound"] = {"images_per_second": picture}
-            found[key]["ratio_to_picture_bound"] = best[key] / picture
-            found[key]["ratio_to_tf_data"] = best[key] / best[TF_DATA]
-    found["tf_data"] = {"images_per_second": best[TF_DATA]}
-    return found | {"plain": {name: best[name] for name in loops}}
+            best = max(full_size, key=rate.__getitem__)
+            found[key]["ratio_to_full_size_bound"] = against(key, best)[0]
+            picture = f"{key} picture"
+            found[key]["picture_bound"] = {"images_per_second": rate[picture]}
+            found[key]["ratio_to_picture_bound"] = against(key, picture)[0]
+            found[key]["ratio_to_tf_data"] = against(key, TF_DATA)[0]
+    found["tf_data"] = {"images_per_second": rate[TF_DATA]}
+    return found | {"plain": {name: rate[name] for name in loops}}
 
 
 def v3_512() -> dict[str, Any]:
@@ -315,8 +325,8 @@ def v3_512() -> dict[str, Any]:
 def text(found: dict[str, Any]) -> str:
     """Returns the result for people."""
     lines = [
-        f"images/s on {found['threads']} threads, best of {found['repeats']} rounds; the machine's"
-        f" load before was {found['load_before']:.1f} on {found['cpu_count']} cores"
+        f"images/s on {found['threads']} threads, medians of {found['repeats']} rounds; the"
+        f" machine's load before was {found['load_before']:.1f} on {found['cpu_count']} cores"
     ]
     lines += [f"  {name:28}{rate:10,.0f}" for name, rate in found["plain"].items()]
     lines.append(f"  {TF_DATA:28}{found['tf_data']['images_per_second']:10,.0f}")
@@ -328,7 +338,8 @@ def text(found: dict[str, Any]) -> str:
         )
         if key != "prepared":
             line += (
-                f", {one['ratio_to_picture_bound']:.2f} of the picture bound"
+                f", {one['ratio_to_full_size_bound']:.2f} of the full-size bound,"
+                f" {one['ratio_to_picture_bound']:.2f} of the picture bound"
                 f" ({one['picture_bound']['images_per_second']:,.0f}),"
                 f" {one['ratio_to_tf_data']:.2f} of tf.data"
             )
@@ -353,7 +364,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=512, help="JPEGs in the data set")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, help="and cores; default: as many as the loader has")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds")
+    parser.add_argument("--repeats", type=int, default=8, help="rounds")
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
     args = parser.parse_args(argv)
     if args.threads is None:
