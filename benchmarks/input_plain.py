@@ -17,6 +17,7 @@ TENSORFLOW_FULL = ("tensorflow", "tensorflow square")
 TENSORFLOW_SCALED = ("tensorflow halved",)
 TF_DATA = "tf.data"
 READER = "array_record"
+UNDECODED = f"{READER}, undecoded"  # The bytes of records, which nobody looks at.
 # Decoders that leave pixels out; the others do not.
 SCALED = ("pillow draft", "simplejpeg scaled", "simplejpeg halved", *TENSORFLOW_SCALED)
 
@@ -94,9 +95,16 @@ def decoders(resolution: int) -> dict[str, Callable[[bytes], Any]]:
 
 
 def readers(folder: str, passes: int, threads: int) -> dict[str, Callable[[], float]]:
-    """Returns plain ways to read all records of a prepared set in order: images per second."""
+    """Returns plain ways to read all records of a prepared set in order: images per second.
+
+    But for `UNDECODED` they find image and label as everybody does, by protobuf.
+    """
     from array_record.python import array_record_module
     from tensorflow_datasets.proto import tf_example_pb2
+
+    def undecoded(item):
+        shard, numbers = item
+        shard.read(numbers)
 
     def read(item):
         shard, numbers = item
@@ -105,9 +113,9 @@ def readers(folder: str, passes: int, threads: int) -> dict[str, Callable[[], fl
             np.frombuffer(features["image"].bytes_list.value[0], np.uint8)
             features["label"].int64_list.value[0]
 
-    def rate(items):
+    def rate(work, items):
         records = sum(len(numbers) for _, numbers in items)
-        return records / len(items) * plain_rate(read, items, threads)
+        return records / len(items) * plain_rate(work, items, threads)
 
     # Random access is fastest without reading ahead and with a buffer of about a record.
     shards = [
@@ -123,5 +131,7 @@ def readers(folder: str, passes: int, threads: int) -> dict[str, Callable[[], fl
             for shard in shards
             for i in range(0, shard.num_records(), size)
         ]
-        ways[f"{READER}, {size} a call"] = functools.partial(rate, items * passes)
+        ways[f"{READER}, {size} a call"] = functools.partial(rate, read, items * passes)
+        if size == 1:
+            ways[UNDECODED] = functools.partial(rate, undecoded, items * passes)
     return ways

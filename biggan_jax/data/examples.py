@@ -121,8 +121,9 @@ class Examples:
             data = feature[self._image_key].bytes_list.value[0]
             return feature[self._label_key].int64_list.value[0], data
         # Bare pixels are taken from where they lie, and what follows them is looked up: in sets
-        # that we prepared it is the label. Protobuf would copy the pixels twice and keep all other
-        # threads waiting meanwhile.
+        # that `biggan prepare` wrote itself (not Beam) it is the label, and then what stands before
+        # them is not looked at. Protobuf would copy the pixels twice and keep all other threads
+        # waiting meanwhile.
         after = record[end:]
         label = self._labels.get(after)
         if label is None:

@@ -2,8 +2,8 @@
 
 Each thread takes piece after piece, of a few images each, across the borders of batches, so none
 waits for the slowest piece of a batch. Whoever finds no piece left opens the next batch as soon as
-there is room: a thread of its own for that would want the interpreter's lock all the time, and so
-do the primitives of `threading` that are written in Python, so locks and simple queues do here.
+there is room. A thread that plans, or what `threading` and `queue` write in Python (`Event`,
+`Semaphore`, `Queue`), would compete for the interpreter's lock; locks and `SimpleQueue` do not.
 """
 
 import os
@@ -88,10 +88,14 @@ class Prefetch:
         return batch.step, batch.result
 
     def close(self) -> None:
-        """Ends the threads, at the latest when their pieces are done, and waits for them."""
+        """Ends the threads, at the latest when their pieces are done, and waits for them.
+
+        For the thread that iterates: another one that waits in `next` would go on waiting.
+        """
         self._shared.stop()
         for thread in self._threads:
             thread.join()
+        self._shared.forget()
 
     def __enter__(self) -> "Prefetch":
         return self
@@ -173,6 +177,11 @@ class _Shared:
         self.stopped = True
         self.room.put(None)  # Or a thread might wait for it for ever.
 
+    def forget(self):
+        """Lets go of what the batches were made from, which may be a buffer of half a GiB."""
+        self._make = self._put = self._batch = None
+        self._steps = self._pieces = iter(())
+
     def take(self):
         """The next piece to be made and its batch, or None if there is nothing left to do."""
         while True:
@@ -194,6 +203,7 @@ class _Shared:
                     return batch, piece
                 self._batch = None
             batch.finish()
+            del batch  # Or it would be held while this thread waits.
 
     def _open(self):
         step = next(self._steps, None)
@@ -214,7 +224,7 @@ class _Batch:
         self.arrays: dict[str, np.ndarray] | None = None
         self.result: Any = None
         self.error: BaseException | None = None
-        self.done = threading.Lock()  # Let go of when it is.
+        self.done = threading.Lock()  # Held until the batch is done.
         self.done.acquire()
         self._put = put
         self._lock = threading.Lock()

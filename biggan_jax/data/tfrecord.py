@@ -21,6 +21,7 @@ from biggan_jax.data.source import evenly_spaced, parts, with_crops
 _LABELS = 10_000  # Counted at most: all that stands before them in their files is read too.
 _FILES_AT_ONCE = 16
 _BLOCK = 8  # Records from one file before it is the next one's turn.
+_AHEAD = 128  # Records read before they are asked for, where they come in order.
 _BUFFER = 16_384  # Records, and
 _BUFFER_BYTES = 2**29  # bytes that are shuffled at most.
 
@@ -134,7 +135,8 @@ class TfrecordSource(ShardSource):
         place = first
         try:
             dataset = tf.data.TFRecordDataset(self.shards.files[file]).skip(first)
-            for raw in dataset.take(last - first).as_numpy_iterator():
+            # Ahead, as other threads wait for the next piece meanwhile.
+            for raw in dataset.take(last - first).prefetch(_AHEAD).as_numpy_iterator():
                 yield raw
                 place += 1
         except tf.errors.OpError as e:

@@ -4,10 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
+from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from biggan_jax.config import ConfigError
-from biggan_jax.data import preprocess
+from biggan_jax.data import prepare, preprocess, tfds_source
 from biggan_jax.data.crops import CENTRED
 from biggan_jax.data.examples import Examples
 from biggan_jax.data.preprocess import Recipe
@@ -121,3 +122,15 @@ def test_a_record_that_ends_too_soon(cut):
     whole = sized(0x0A, entry("image", pixels(8).tobytes()) + entry("label", 1))
     with pytest.raises(ConfigError, match="number 5 is damaged"):
         read(whole[:-cut], 8)
+
+
+def test_records_of_prepared_sets_are_read_the_short_way(tmp_path):
+    photos = tmp_path / "photos"
+    for i in range(4):
+        (photos / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(16, i)).save(photos / "ab"[i % 2] / f"{i}.png")
+    request = prepare.Request(f"folder:{photos}", 64, str(tmp_path / "data"), processes=1)
+    made = prepare.prepare(request, lambda line: None)
+    source = tfds_source.open_split(made["data_name"], made["data_dir"], "train", Recipe(64))
+    assert sorted(source[i][1] for i in range(4)) == [0, 0, 1, 1]
+    assert sorted(source.examples._labels.values()) == [0, 1]

@@ -1,6 +1,7 @@
 import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -51,6 +52,25 @@ def test_nothing():
     _assert_threads_end()
 
 
+def test_what_batches_were_made_from_is_let_go_of():
+    class Maker:
+        def __call__(self, step):
+            return prefetch.Job({}, [])
+
+    for wanted in (3, 10**9):
+        make_job = Maker()
+        held = weakref.ref(make_job)
+        batches = prefetch.Prefetch(make_job, range(wanted))
+        del make_job
+        assert [next(batches)[0] for _ in range(3)] == [0, 1, 2]
+        assert held() is not None
+        if wanted == 3:
+            assert list(batches) == []
+        else:
+            batches.close()
+        assert held() is None
+
+
 def test_stays_exhausted():
     batches = make().prefetch(0, 1)
     assert len(list(batches)) == 1
@@ -70,7 +90,12 @@ def test_works_ahead_by_depth_only():
     _assert_threads_end()
 
 
-def test_ends_when_the_consumer_stops_early():
+@pytest.fixture(params=[1, 2, 8])
+def workers(request, monkeypatch):
+    monkeypatch.setattr(prefetch, "threads", lambda: request.param)
+
+
+def test_ends_when_the_consumer_stops_early(workers):
     batches = make().prefetch(0, 10**9)
     next(batches)
     batches.close()
@@ -79,7 +104,7 @@ def test_ends_when_the_consumer_stops_early():
     batches.close()
 
 
-def test_ends_when_the_consumer_raises():
+def test_ends_when_the_consumer_raises(workers):
     with pytest.raises(KeyError), make().prefetch(0, 10**9) as batches:
         for step, _ in batches:
             if step == 3:
@@ -87,7 +112,7 @@ def test_ends_when_the_consumer_raises():
     assert not _threads()
 
 
-def test_ends_when_forgotten():
+def test_ends_when_forgotten(workers):
     batches = make().prefetch(0, 10**9)
     next(batches)
     del batches
@@ -136,15 +161,19 @@ def test_put_is_called_in_a_thread_and_ahead():
     assert sums == [loaded.batch(step)["label"].sum() for step in range(10)]
 
 
-@pytest.mark.parametrize("where", ["make", "pieces", "put"])
-def test_errors_of_all_kinds_of_work(where):
+@pytest.mark.parametrize(
+    ("where", "handed_out"), [("make", 0), ("pieces", 0), ("pieces", 3), ("put", 0)]
+)
+def test_errors_of_all_kinds_of_work(where, handed_out, workers):
     def fail(*_):
         raise KeyError(where)
 
     def job(step):
         if step == 2 and where == "make":
             fail()
-        calls = map(fail, [0]) if step == 2 and where == "pieces" else []
+        calls = (fail() if i == handed_out else int for i in range(4))
+        if step != 2 or where != "pieces":
+            calls = []
         return prefetch.Job({"step": np.array(step)}, calls)
 
     def put(arrays):
