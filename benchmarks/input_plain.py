@@ -19,7 +19,9 @@ TF_DATA = "tf.data"
 READER = "array_record"
 UNDECODED = f"{READER}, undecoded"  # The bytes of records, which nobody looks at.
 # Decoders that leave pixels out; the others do not.
-SCALED = ("pillow draft", "simplejpeg scaled", "simplejpeg halved", *TENSORFLOW_SCALED)
+HALVED = "simplejpeg halved"
+SCALED = ("pillow draft", "simplejpeg scaled", HALVED, *TENSORFLOW_SCALED)
+FROM_FILES = f"{HALVED}, from files"
 
 _RECORDS_A_CALL = (1, 16)
 
@@ -83,7 +85,7 @@ def decoders(resolution: int) -> dict[str, Callable[[bytes], Any]]:
         "simplejpeg": simplejpeg.decode_jpeg,
         "simplejpeg scaled": simplejpeg_at(1, 2, 3, 4, 5, 6, 7, 8),
         # libjpeg-turbo has vector code for these sizes alone.
-        "simplejpeg halved": simplejpeg_at(1, 2, 4, 8),
+        HALVED: simplejpeg_at(1, 2, 4, 8),
     }
     if importlib.util.find_spec("cv2"):
         import cv2
@@ -92,6 +94,17 @@ def decoders(resolution: int) -> dict[str, Callable[[bytes], Any]]:
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         found["opencv"] = lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     return found
+
+
+def read_halved(resolution: int) -> Callable[[str], Any]:
+    """Returns what reads a file and decodes it with `HALVED`."""
+    decode = decoders(resolution)[HALVED]
+
+    def read_and_decode(path):
+        with open(path, "rb", buffering=0) as f:
+            return decode(f.read())
+
+    return read_and_decode
 
 
 def readers(folder: str, passes: int, threads: int) -> dict[str, Callable[[], float]]:

@@ -86,7 +86,9 @@ class Examples:
             )
         side = self._pixels
         if side is None:
-            image[:] = preprocess.decode(bytes(data), where(i), self.recipe, crop).reshape(-1).data
+            size = self.recipe.resolution
+            out = np.frombuffer(image, np.uint8).reshape(size, size, 3)
+            preprocess.decode(bytes(data), where(i), self.recipe, crop, out=out)
         elif len(data) != self._size:
             raise ConfigError(
                 f"{where(i)} is damaged: its image has {len(data)} bytes and must have"

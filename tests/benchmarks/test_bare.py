@@ -15,9 +15,9 @@ MISSING = (
     *(
         "array_record",
         "clu",
-        "cykooz_resizer",
         "grain",
         "matplotlib",
+        "numba",
         "orbax",
         "PIL",
         "safetensors",

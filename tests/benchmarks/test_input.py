@@ -47,7 +47,11 @@ def check(found):
     undecoded = found["plain"]["array_record, undecoded"]
     assert found["prepared"]["ratio_to_undecoded"] == pytest.approx(rate / undecoded)
     assert found["prepared"]["decode_bound"]["by"].startswith("array_record")
-    decoders = {k: v for k, v in found["plain"].items() if not k.startswith("array_record")}
+    from_files = found["plain"]["simplejpeg halved, from files"]
+    rate = found["full_jpeg"]["images_per_second"]
+    assert found["full_jpeg"]["ratio_to_decoding_from_files"] == pytest.approx(rate / from_files)
+    others = ("array_record", "simplejpeg halved, from files")
+    decoders = {k: v for k, v in found["plain"].items() if not k.startswith(others)}
     assert {"pillow", "pillow draft", "simplejpeg", "tensorflow square"} <= decoders.keys()
     assert found["full_jpeg"]["decode_bound"]["images_per_second"] == max(decoders.values())
 
@@ -84,7 +88,11 @@ def test_text(capsys, photos):
     assert f"3 files of {photos} as they are" in out
     for name in ("simplejpeg halved", "tf.data", "loader, full_jpeg", "loader, prepared"):
         assert f"\n  {name} " in out
-    assert " of the full-size bound, " in out and " of array_record, undecoded\n" in out
+    assert (
+        " of the same from files, " in out
+        and " of the full-size bound, " in out
+        and " of array_record, undecoded\n" in out
+    )
     # 4,096 images / 64 hosts in 32, 80, 120 ms.
     assert out.splitlines()[-1] == (
         "A step of BigGAN-128 on a v3-512 takes 4,096 real images (batch 2,048, 2 D updates), so"
@@ -102,6 +110,7 @@ def test_summary_by_hand():
         "pillow": [50.0, 60.0, 1.0],
         "simplejpeg": [100.0, 80.0, 1.0],
         "simplejpeg halved": [150.0, 200.0, 1.0],
+        "simplejpeg halved, from files": [150.0, 160.0, 9000.0],
         "tensorflow": [70.0, 60.0, 9000.0],
         "tensorflow halved": [110.0, 120.0, 9000.0],
         "full_jpeg picture": [75.0, 160.0, 1.0],
@@ -117,6 +126,7 @@ def test_summary_by_hand():
         "decode_bound": {"by": "simplejpeg halved", "images_per_second": 150},
         "ratio_to_decode_bound": 0.6,  # Of 0.5, 0.6 and 9.
         "ratio_in_rounds": [0.5, 0.6, 9.0],
+        "ratio_to_decoding_from_files": 0.5,  # Of 0.5, 0.75 and 0.001.
         "ratio_to_full_size_bound": 1.5,  # By simplejpeg: 0.75, 1.5 and 9.
         "picture_bound": {"images_per_second": 75},
         "ratio_to_picture_bound": 1.0,  # Of 1, 0.75 and 9.

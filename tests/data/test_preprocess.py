@@ -1,4 +1,3 @@
-import importlib.util
 import io
 import itertools
 
@@ -179,11 +178,22 @@ def test_scaled_jpegs_are_close():
     np.testing.assert_array_equal(same, preprocess.decode(file, "photo", Recipe(512)))
 
 
-def test_scaled_without_its_library_is_refused(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"data\.decode='scaled': needs .* cykooz-resizer"):
-        Recipe(64, decode="scaled")
-    assert Recipe(64).decode == "exact"
+@pytest.mark.parametrize("decode", ["exact", "scaled"])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_results_are_put_where_one_wants_them(decode, file_format):
+    file = _encoded(Image.fromarray(_photo(300, 200)), file_format)
+    out = np.zeros((2, 64, 64, 3), np.uint8)
+    found = preprocess.decode(file, "photo", Recipe(64, decode=decode), out=out[1])
+    assert found.base is out and not out[0].any()
+    np.testing.assert_array_equal(out[1], preprocess.decode(file, "p", Recipe(64, decode=decode)))
+
+
+def test_long_files_are_read_whole(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8)
+    path = tmp_path / "noise.bmp"
+    Image.fromarray(image).save(path)
+    found = preprocess.decode(str(path), "noise", Recipe(600))
+    np.testing.assert_array_equal(found, image)
 
 
 def test_a_turned_jpeg():
