@@ -101,8 +101,12 @@ def read_halved(resolution: int) -> Callable[[str], Any]:
     decode = decoders(resolution)[HALVED]
 
     def read_and_decode(path):
-        with open(path, "rb", buffering=0) as f:
-            return decode(f.read())
+        file = os.open(path, os.O_RDONLY)  # Twice as fast as `open`.
+        try:
+            data = os.pread(file, os.lseek(file, 0, os.SEEK_END), 0)
+        finally:
+            os.close(file)
+        return decode(data)
 
     return read_and_decode
 

@@ -15,23 +15,7 @@ import simplejpeg
 from biggan_jax.data import crops
 from biggan_jax.data.shrink import covered, shrink
 
-# libjpeg decodes at any number of eighths, but libjpeg-turbo has vector code for these alone: 3/8
-# costs more than 4/8.
-_EIGHTHS = (1, 2, 4, 8)
 _LARGEST = 2**26  # Pixels, below those of which Pillow warns.
-
-
-def reduced(width: int, height: int, at_least: int) -> tuple[int, int]:
-    """Returns the smallest size to decode at that leaves the short edge `at_least` pixels.
-
-    A picture whose short edge is below that anyway is decoded at its own size.
-    """
-    size = width, height
-    for eighths in _EIGHTHS:
-        size = -(-width * eighths // 8), -(-height * eighths // 8)
-        if min(size) >= at_least:
-            break
-    return size
 
 
 def square(data: bytes, crop: crops.Crop, out: np.ndarray) -> bool:
@@ -52,6 +36,8 @@ def square(data: bytes, crop: crops.Crop, out: np.ndarray) -> bool:
         pixels = simplejpeg.decode_jpeg(data, "RGBX", min_height=height, min_width=width)
     except ValueError:  # From the decoder or the plan; `preprocess` finds the words.
         return False
+    if pixels.shape[:2] != (height, width):  # The decoder found another header than `_size` did.
+        return False
     shrink(pixels, left, top, both, out)
     return True
 
@@ -62,7 +48,7 @@ def _plan(size, resolution, crop):
     width, height = size
     if not 0 < width * height <= _LARGEST:
         raise ValueError(f"{width} x {height} pixels are left to Pillow.")
-    width, height = reduced(width, height, crops.shortest(resolution, crop))
+    width, height = crops.reduced(width, height, crops.shortest(resolution, crop))
     side, left, top = crops.window(width, height, crop)
     return width, height, left, top, covered(side, resolution)
 
@@ -85,6 +71,8 @@ def _size(data):
         if kind == 0xDA:  # Pixels.
             return size
         if kind == 0xE1 or kind == 0xFF:  # EXIF or XMP, which say how to turn it; fill bytes.
+            return 0, 0
+        if kind < 0xC0 or 0xD0 <= kind <= 0xD9:  # They have no length.
             return 0, 0
         if kind == 0xE2 and data[at + 4] == 0x4D:  # "MPF": other pictures; else colours.
             return 0, 0

@@ -45,6 +45,14 @@ class Recipe:
             value = getattr(self, key)
             if value not in allowed:
                 raise ConfigError(f"data.{key}={value!r}: must be one of {', '.join(allowed)}.")
+        if (self.decode, self.resize) == ("scaled", "area"):
+            try:
+                _short_way()
+            except ImportError as e:
+                raise ConfigError(
+                    f"data.decode='scaled': Numba cannot be used here ({_reason(e)}); install it"
+                    " anew, or use 'exact'."
+                ) from e
 
 
 def to_square(image: Any, recipe: Recipe, crop: Crop = CENTRED) -> np.ndarray:
@@ -107,7 +115,13 @@ def decode(
 
     Raises:
       ConfigError: naming the picture and why it cannot be read.
+      ValueError: if `out` is no such array.
     """
+    size = recipe.resolution
+    if out is not None and not (
+        out.shape == (size, size, 3) and out.dtype == np.uint8 and out.flags.carray
+    ):
+        raise ValueError(f"out: must be [{size}, {size}, 3] uint8 in C order, and writable.")
     short = recipe.decode == "scaled" and recipe.resize == "area" and notes is None
     square = _short_way() if short else None
     # Pillow's format readers raise whatever a broken file led them to (OSError, SyntaxError,
@@ -118,7 +132,7 @@ def decode(
             raise ConfigError("it is an empty file")
         if square is not None:
             if out is None:
-                out = np.empty((recipe.resolution, recipe.resolution, 3), np.uint8)
+                out = np.empty((size, size, 3), np.uint8)
             if square(data, crop, out):
                 return out
         from PIL import Image
@@ -143,6 +157,14 @@ def _short_way():
 
 
 def _content(path):
+    try:
+        return _quickly(path)
+    except (OSError, OverflowError):  # A pipe, or else this says what is the matter.
+        with open(path, "rb") as f:
+            return f.read()
+
+
+def _quickly(path):
     """What a file holds, in half the time that `open` takes."""
     file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
@@ -174,9 +196,7 @@ def _pixels(picture, data, recipe, crop):
 
     width, height = picture.size
     if recipe.decode == "scaled":
-        from biggan_jax.data import jpeg
-
-        width, height = jpeg.reduced(width, height, crops.shortest(recipe.resolution, crop))
+        width, height = crops.reduced(width, height, crops.shortest(recipe.resolution, crop))
     try:
         colours = "RGB" if picture.mode == "RGB" else "GRAY"
         pixels = simplejpeg.decode_jpeg(data, colours, min_height=height, min_width=width)

@@ -23,12 +23,12 @@ def covered(side: int, size: int) -> np.ndarray:
       size: pixels of a side of the result; at most `side`, at least half of it.
 
     Returns:
-      `[2, size]` uint64, not to be written to: the first and the last of the one or two.
+      `[2, size]` uint64: the first and the last of the one or two.
 
     Raises:
       ValueError: for another size.
     """
-    if not size <= side <= 2 * size:
+    if not 1 <= size <= side <= 2 * size:
         raise ValueError(f"size={size}: must be from half of {side} to all of it.")
     scale = side / size
     centre = (np.arange(size) + 0.5) * scale
@@ -36,12 +36,17 @@ def covered(side: int, size: int) -> np.ndarray:
     last = np.minimum((centre + scale / 2 + 0.5).astype(int), side) - 1
     first += (first - centre + 0.5) * (1 / scale) <= -0.5
     last -= (last - centre + 0.5) * (1 / scale) > 0.5
-    return np.stack([first, last]).astype(np.uint64)
+    pixels = np.stack([first, last]).astype(np.uint64)
+    pixels.setflags(write=False)  # All threads share it.
+    return pixels
 
 
 # Unsigned numbers throughout: with others Numba asks of each index whether it is negative. Three
 # colours and one for nothing make 64 bits when their sums have 16, so one addition does for all.
-@numba.njit("void(uint8[:,:,::1], int64, int64, uint64[:,::1], uint8[:,:,::1])", nogil=True)
+@numba.njit(
+    "void(uint8[:,:,::1], int64, int64, Array(uint64, 2, 'C', readonly=True), uint8[:,:,::1])",
+    nogil=True,
+)
 def shrink(pixels, left, top, covered, out):
     """Cuts a square out of a picture and scales it down.
 
@@ -52,7 +57,7 @@ def shrink(pixels, left, top, covered, out):
       pixels: `[H, W, 4]` uint8 in C order: red, green, blue, and a fourth that is not looked at.
       left: of the square's first column.
       top: of the square's first row.
-      covered: `[2, size]`, see `covered`.
+      covered: `[2, size]`, made by `covered`; of others nothing is checked.
       out: `[size, size, 3]` uint8 in C order, filled in.
 
     Raises:
@@ -63,7 +68,7 @@ def shrink(pixels, left, top, covered, out):
     side = np.int64(covered[1, size - 1]) + 1
     if pixels.shape[2] != 4 or out.shape != (size, size, 3):
         raise ValueError("must be [H, W, 4] and [size, size, 3].")
-    if min(left, top) < 0 or left + side > pixels.shape[1] or top + side > pixels.shape[0]:
+    if not (0 <= left <= pixels.shape[1] - side and 0 <= top <= pixels.shape[0] - side):
         raise ValueError("the square does not lie in the picture.")
     first, last = covered
     values, image = pixels.reshape(-1), out.reshape(-1)

@@ -58,7 +58,7 @@ def test_images_are_those_of_the_long_way(height, width, crop, options):
 @pytest.mark.parametrize("share", [0.71, 0.75, 0.9, 0.97, 1.0])
 def test_a_crop_of_a_reduced_picture_is_not_enlarged(share):
     for long in range(64, 700, 9):
-        width, height = jpeg.reduced(long + 40, long, crops.shortest(64, (share, 0.5, 0.5)))
+        width, height = crops.reduced(long + 40, long, crops.shortest(64, (share, 0.5, 0.5)))
         side = crops.window(width, height, (share, 0.5, 0.5))[0]
         assert side >= 64 or height == long
         assert side < 128 + 2 or height == -(-long // 8)
@@ -66,7 +66,7 @@ def test_a_crop_of_a_reduced_picture_is_not_enlarged(share):
 
 def test_sizes_are_those_that_the_decoder_gives():
     for height, width, at_least in ((375, 500, 128), (511, 640, 64), (100, 90, 200)):
-        small = jpeg.reduced(width, height, at_least)
+        small = crops.reduced(width, height, at_least)
         decoded = simplejpeg.decode_jpeg(
             _file(height, width), min_height=small[1], min_width=small[0]
         )
@@ -77,6 +77,28 @@ def _exif(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif
+
+
+def _with_two_headers(height, width):
+    """A file of 150 x 140 whose header says otherwise to who reads a length after every mark."""
+    whole = _file(150, 140)
+    size = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    frame = b"\xff\xc0\0\x11\x08" + size + b"\3\1\x22\0\2\x11\1\3\x11\1"
+    other = bytes(8) + frame + b"\xff\xda\0\x0c" + bytes(10)
+    skipped = b"\xff\xd0\xff\xfe\xff\xf0" + bytes(0xFFF0 - 2)
+    comment = b"\xff\xfe" + (2 + len(other)).to_bytes(2, "big") + other
+    return whole[:2] + skipped + comment + whole[2:]
+
+
+def _with_frame(kind, bits):
+    at = _WHOLE.index(b"\xff\xc0")
+    return (
+        _WHOLE[:at]
+        + bytes((0xFF, kind))
+        + _WHOLE[at + 2 : at + 4]
+        + bytes((bits,))
+        + _WHOLE[at + 5 :]
+    )
 
 
 _WHOLE = _file(300, 260)
@@ -91,6 +113,12 @@ _LEFT_TO_PILLOW = {
     "only a header": _WHOLE[:100],
     "two bytes": _WHOLE[:2],
     "no JPEG": b"\x89PNG" + _WHOLE[4:],
+    "two headers": _with_two_headers(100, 100),
+    "two headers, of which one is long": _with_two_headers(64, 2000),
+    "lossless": _with_frame(0xC3, 8),
+    "arithmetic coding": _with_frame(0xC9, 8),
+    "12 bits": _with_frame(0xC1, 12),
+    "no pixels": _with_frame(0xC0, 8)[: _WHOLE.index(b"\xff\xda")],
     "fill bytes": _WHOLE[:2] + b"\xff" + _WHOLE[2:],
 }
 

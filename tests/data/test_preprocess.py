@@ -1,5 +1,7 @@
 import io
 import itertools
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -188,12 +190,57 @@ def test_results_are_put_where_one_wants_them(decode, file_format):
     np.testing.assert_array_equal(out[1], preprocess.decode(file, "p", Recipe(64, decode=decode)))
 
 
-def test_long_files_are_read_whole(tmp_path):
-    image = np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8)
-    path = tmp_path / "noise.bmp"
-    Image.fromarray(image).save(path)
-    found = preprocess.decode(str(path), "noise", Recipe(600))
-    np.testing.assert_array_equal(found, image)
+@pytest.mark.parametrize("decode", ["exact", "scaled"])
+@pytest.mark.parametrize(
+    "out",
+    [
+        np.zeros((32, 32, 3), np.uint8),
+        np.zeros((64, 64, 3), np.float32),
+        np.zeros((64, 64, 3), np.uint8)[:, ::-1],
+        np.frombuffer(bytes(64 * 64 * 3), np.uint8).reshape(64, 64, 3),
+    ],
+    ids=["size", "type", "order", "read-only"],
+)
+def test_a_result_that_does_not_fit_is_not_the_pictures_fault(decode, out):
+    file = _encoded(Image.fromarray(_photo(300, 200)), "JPEG")
+    with pytest.raises(ValueError, match=r"^out: must be \[64, 64, 3\] uint8 in C order") as caught:
+        preprocess.decode(file, "photo", Recipe(64, decode=decode), out=out)
+    assert not isinstance(caught.value, ConfigError)
+
+
+def test_files_are_read_whole_where_the_system_gives_little(tmp_path, monkeypatch):
+    path = tmp_path / "photo.png"
+    Image.fromarray(_photo(64, 64)).save(path)
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda file, count: read(file, min(count, 1000)))
+    found = preprocess.decode(str(path), "photo", Recipe(64))
+    np.testing.assert_array_equal(found, _photo(64, 64))
+
+
+def test_pipes_are_read_and_folders_are_not(tmp_path):
+    data = _encoded(Image.fromarray(_photo(64, 64)), "PNG")
+    reader, writer = os.pipe()
+    os.write(writer, data)
+    os.close(writer)
+    found = preprocess.decode(f"/dev/fd/{reader}", "pipe", Recipe(64))
+    os.close(reader)
+    np.testing.assert_array_equal(found, _photo(64, 64))
+    with pytest.raises(ConfigError, match=r"cannot be read as a picture: .*[Ii]s a directory"):
+        preprocess.decode(str(tmp_path), "folder", Recipe(64))
+
+
+def test_scaled_without_numba_is_refused(monkeypatch):
+    import biggan_jax.data
+
+    for name in ("jpeg", "shrink"):
+        monkeypatch.delitem(sys.modules, f"biggan_jax.data.{name}", raising=False)
+        monkeypatch.delattr(biggan_jax.data, name, raising=False)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    preprocess._short_way.cache_clear()
+    with pytest.raises(ConfigError, match=r"^data\.decode='scaled': Numba cannot be used here \("):
+        Recipe(64, decode="scaled")
+    assert Recipe(64, decode="scaled", resize="lanczos").decode == "scaled"
+    assert Recipe(64).decode == "exact"
 
 
 def test_a_turned_jpeg():
