@@ -1,10 +1,10 @@
 """Three iterations of the author's PyTorch code, replayed: the oracle of networks and step.
 
 Gradients and logits are compared as users have them, in float32. Where three iterations end is
-compared in float64: a sum that rounds otherwise on another processor puts one input of a ReLU on
-the other side of 0, and Adam, whose first updates have the size of the learning rate whatever the
-gradient is, makes 5e-4 of it in a bias. Float64 crosses no zero that the reference program did not,
-so what is left is that program's own rounding, the same on every machine.
+compared in float64: sums round otherwise with another processor's instructions, ReLUs near 0 and
+Adam, whose first updates have the size of the learning rate whatever the gradient is, magnify it,
+and with the same code a bias was 5e-4 from the reference with AVX2 and 2e-5 with SSE4.2. In float64
+what is left is the reference program's own rounding, the same on every machine.
 """
 
 import jax
